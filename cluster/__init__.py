@@ -1,0 +1,1 @@
+"""What runs where: the engine, the actors around it, the Python handle."""

@@ -1,0 +1,1 @@
+"""Continuous batching. Knows tokens; knows neither text nor Ray."""

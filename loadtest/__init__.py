@@ -1,0 +1,1 @@
+"""The outside observer: load, measured over HTTP."""

@@ -1,0 +1,1 @@
+"""What Mistral and Mixtral are: maths, files, tokens. No Ray, no network."""

@@ -1,0 +1,1 @@
+"""Reading checkpoints: Hugging Face's and Mistral's own layout."""

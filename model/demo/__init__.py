@@ -1,0 +1,1 @@
+"""The demo model: a small real Mixtral, its text, its training, its weights."""

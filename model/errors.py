@@ -1,0 +1,80 @@
+"""What can go wrong with a model, its files and its prompts.
+
+ModelError
+    ConfigError          a value in config.json or params.json is missing, absurd or unsupported
+    CheckpointError      a checkpoint folder cannot be used
+        MissingTensor
+        UnexpectedTensor
+        ShapeMismatch
+    TokenizerError       the tokenizer file cannot be used
+    PromptError          the messages or token ids cannot be made into a prompt
+    SamplingError        a sampling parameter is out of its range
+"""
+
+from collections.abc import Sequence
+
+
+class ModelError(Exception):
+    """Root of this room's errors."""
+
+
+class ConfigError(ModelError):
+    """A configuration value that cannot be served."""
+
+    def __init__(self, field: str, got: object, want: str) -> None:
+        super().__init__(f"{field}: got {got!r}, want {want}")
+        self.field = field
+
+
+class CheckpointError(ModelError):
+    """A checkpoint folder, or one file of it, that cannot be used."""
+
+    def __init__(self, where: str, problem: str) -> None:
+        super().__init__(f"{where}: {problem}")
+        self.where = where
+
+
+class MissingTensor(CheckpointError):
+    """The checkpoint lacks a tensor that the configuration calls for."""
+
+    def __init__(self, where: str, tensor: str) -> None:
+        super().__init__(where, f"tensor {tensor} is missing")
+        self.tensor = tensor
+
+
+class UnexpectedTensor(CheckpointError):
+    """The checkpoint holds a tensor that the configuration does not know."""
+
+    def __init__(self, where: str, tensor: str) -> None:
+        super().__init__(where, f"tensor {tensor} does not belong to this configuration")
+        self.tensor = tensor
+
+
+class ShapeMismatch(CheckpointError):
+    """A tensor's shape differs from the one that the configuration implies."""
+
+    def __init__(self, where: str, tensor: str, got: Sequence[int], want: Sequence[int]) -> None:
+        hint = "; is it stored transposed?" if tuple(got) == tuple(reversed(want)) else ""
+        super().__init__(where, f"{tensor}: got {tuple(got)}, want {tuple(want)}{hint}")
+        self.tensor = tensor
+
+
+class TokenizerError(ModelError):
+    """The tokenizer file is missing or cannot be read."""
+
+
+class PromptError(ModelError):
+    """Messages or token ids that cannot be made into a prompt."""
+
+    def __init__(self, message: str, param: str, code: str) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class SamplingError(ModelError):
+    """A sampling parameter out of its range."""
+
+    def __init__(self, field: str, got: object, want: str) -> None:
+        super().__init__(f"{field}: got {got!r}, want {want}")
+        self.field = field
