@@ -4,7 +4,6 @@ Reads Hugging Face's `config.json` (old and new spellings) and Mistral's `params
 torch: data types are strings. Every value is checked here, before anything is allocated.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,9 +16,9 @@ DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
 # Upper bounds far above any published Mixtral: a file that asks for more is broken or hostile.
 MAX_DIM = 65_536
 MAX_HIDDEN_DIM = 262_144
-MAX_LAYERS = 512
+MAX_LAYERS = 256
 MAX_HEADS = 1_024
-MAX_EXPERTS = 1_024
+MAX_EXPERTS = 256
 MAX_VOCAB_SIZE = 1_048_576
 MAX_CONTEXT_TOKENS = 1_048_576
 
@@ -83,61 +82,90 @@ def from_hugging_face(config: Mapping[str, Any]) -> ModelConfig:
     Raises:
         ConfigError: an architecture, activation or value that cannot be served; names the key.
     """
-    architecture = (config.get("architectures") or [None])[0]
-    if architecture not in ARCHITECTURES:
-        raise ConfigError("architectures", architecture, f"one of {', '.join(ARCHITECTURES)}")
+    is_moe = _architecture(config) == "MixtralForCausalLM"
     if config.get("hidden_act", "silu") != "silu":
         raise ConfigError("hidden_act", config["hidden_act"], "'silu'")
-    if config.get("quantization_config") is not None:
-        raise ConfigError("quantization_config", "present", "unquantised weights")
-    is_moe = architecture == "MixtralForCausalLM"
-    num_heads = _require(config, "num_attention_heads")
-    dim = _require(config, "hidden_size")
-    return ModelConfig(
-        dim=dim,
-        num_layers=_require(config, "num_hidden_layers"),
-        num_heads=num_heads,
-        num_kv_heads=_optional(config, "num_key_value_heads", num_heads),
-        head_dim=_optional(config, "head_dim", None) or _head_dim(dim, num_heads),
-        hidden_dim=_require(config, "intermediate_size"),
-        vocab_size=_require(config, "vocab_size"),
-        norm_eps=_optional(config, "rms_norm_eps", 1e-5),
-        rope_theta=_rope_theta(config),
-        context_tokens=_optional(config, "max_position_embeddings", 32_768),
-        window_tokens=config.get("sliding_window"),
-        num_experts=_moe_count(config, "num_local_experts", "num_experts") if is_moe else 0,
-        top_k=_moe_count(config, "num_experts_per_tok") if is_moe else 0,
-        tied_embeddings=_flag(config, "tie_word_embeddings"),
-        dtype=_dtype(config.get("dtype") or config.get("torch_dtype") or "bfloat16"),
-    )
+    _refuse_present(config, "quantization_config", "rope_scaling")
+    values = {field: _require(config, key) for field, key in _HUGGING_FACE_KEYS.items()}
+    values["rope_theta"] = _rope_theta(config)
+    # A Mistral config.json that leaves the window out means 4096; one without a window says null.
+    values["window_tokens"] = config.get("sliding_window", None if is_moe else 4096)
+    values["tied_embeddings"] = _flag(config, "tie_word_embeddings")
+    values["dtype"] = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
+    values["head_dim"] = _head_dim(config, "hidden_size", "num_attention_heads")
+    if is_moe:
+        values |= _experts(config, "num_local_experts")
+    return _build(values, _HUGGING_FACE_KEYS | _HUGGING_FACE_OTHER_KEYS)
 
 
 def from_params(params: Mapping[str, Any]) -> ModelConfig:
-    """Read the content of Mistral's own `params.json`.
+    """Read the content of Mistral's own `params.json`; it does not tell the data type.
 
     Raises:
         ConfigError: a key is missing or its value cannot be served; names the key.
     """
-    num_heads = _require(params, "n_heads")
-    dim = _require(params, "dim")
+    if params.get("model_type", "transformer") != "transformer":
+        raise ConfigError("model_type", params["model_type"], "'transformer'")
+    _refuse_present(params, *_UNSUPPORTED_PARAMS)
+    values = {field: _require(params, key) for field, key in _PARAMS_KEYS.items()}
+    window = values["window_tokens"] = params.get("sliding_window")
+    # Files without rope_theta come from before it varied: 10^4 with a sliding window, 10^6 without.
+    values["rope_theta"] = _optional(params, "rope_theta", 1e6 if window is None else 1e4)
+    values["context_tokens"] = _optional(params, "max_seq_len", 32_768)
+    values["tied_embeddings"] = _flag(params, "tied_embeddings")
+    values["head_dim"] = _head_dim(params, "dim", "n_heads")
     moe = params.get("moe")
-    if moe is not None and not isinstance(moe, Mapping):
-        raise ConfigError("moe", moe, "an object")
-    return ModelConfig(
-        dim=dim,
-        num_layers=_require(params, "n_layers"),
-        num_heads=num_heads,
-        num_kv_heads=_optional(params, "n_kv_heads", num_heads),
-        head_dim=_optional(params, "head_dim", None) or _head_dim(dim, num_heads),
-        hidden_dim=_require(params, "hidden_dim"),
-        vocab_size=_require(params, "vocab_size"),
-        norm_eps=_optional(params, "norm_eps", 1e-5),
-        rope_theta=_optional(params, "rope_theta", 1e6 if moe is not None else 1e4),
-        context_tokens=_optional(params, "max_seq_len", 32_768),
-        window_tokens=params.get("sliding_window"),
-        num_experts=_moe_count(moe, "num_experts") if moe is not None else 0,
-        top_k=_moe_count(moe, "num_experts_per_tok") if moe is not None else 0,
-    )
+    if moe is not None:
+        if not isinstance(moe, Mapping):
+            raise ConfigError("moe", moe, "an object")
+        values |= _experts(moe, "num_experts")
+    return _build(values, _PARAMS_KEYS | _PARAMS_OTHER_KEYS)
+
+
+_HUGGING_FACE_KEYS = {
+    "dim": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "hidden_dim": "intermediate_size",
+    "vocab_size": "vocab_size",
+    "norm_eps": "rms_norm_eps",
+    "context_tokens": "max_position_embeddings",
+}
+
+_HUGGING_FACE_OTHER_KEYS = {
+    "window_tokens": "sliding_window",
+    "num_experts": "num_local_experts",
+    "top_k": "num_experts_per_tok",
+}
+
+_PARAMS_KEYS = {
+    "dim": "dim",
+    "num_layers": "n_layers",
+    "num_heads": "n_heads",
+    "num_kv_heads": "n_kv_heads",
+    "hidden_dim": "hidden_dim",
+    "vocab_size": "vocab_size",
+    "norm_eps": "norm_eps",
+}
+
+_PARAMS_OTHER_KEYS = {
+    "window_tokens": "sliding_window",
+    "context_tokens": "max_seq_len",
+    "num_experts": "moe.num_experts",
+    "top_k": "moe.num_experts_per_tok",
+}
+
+# Each of these changes the maths or the weights, and the tensors' names would not show it.
+_UNSUPPORTED_PARAMS = ("quantization", "lora", "yarn", "vision_encoder", "_sliding_window")
+
+
+def _build(values: Mapping[str, Any], keys: Mapping[str, str]) -> ModelConfig:
+    """Make the configuration; an error names the file's key, not our field."""
+    try:
+        return ModelConfig(**values)
+    except ConfigError as error:
+        raise ConfigError(keys.get(error.field, error.field), error.got, error.want) from error
 
 
 def _check_int(field: str, value: object, high: int) -> None:
@@ -146,7 +174,8 @@ def _check_int(field: str, value: object, high: int) -> None:
 
 
 def _check_positive(field: str, value: object, high: float) -> None:
-    if type(value) not in (int, float) or not 0 < float(value) <= high:  # type: ignore[arg-type]
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not 0 < value <= high:
         raise ConfigError(field, value, f"a number above 0, up to {high:g}")
 
 
@@ -168,40 +197,46 @@ def _flag(source: Mapping[str, Any], key: str) -> bool:
     return value
 
 
-def _head_dim(dim: Any, num_heads: Any) -> int:
-    _check_int("hidden size", dim, MAX_DIM)
-    _check_int("number of heads", num_heads, MAX_HEADS)
+def _architecture(config: Mapping[str, Any]) -> str:
+    found = config.get("architectures")
+    for architecture in ARCHITECTURES:
+        if found == [architecture]:
+            return architecture
+    raise ConfigError("architectures", found, f"one of {', '.join(ARCHITECTURES)}")
+
+
+def _refuse_present(source: Mapping[str, Any], *keys: str) -> None:
+    for key in keys:
+        if source.get(key) is not None:
+            raise ConfigError(key, source[key], "null: mixray has no support for it")
+
+
+def _head_dim(source: Mapping[str, Any], dim_key: str, heads_key: str) -> Any:
+    if source.get("head_dim") is not None:
+        return source["head_dim"]
+    dim, num_heads = source[dim_key], source[heads_key]
+    _check_int(dim_key, dim, MAX_DIM)
+    _check_int(heads_key, num_heads, MAX_HEADS)
     if dim % num_heads:
-        raise ConfigError("hidden size", dim, f"a multiple of the {num_heads} heads")
-    return int(dim // num_heads)
+        raise ConfigError(dim_key, dim, f"a multiple of the {num_heads} heads")
+    return dim // num_heads
 
 
-def _moe_count(source: Mapping[str, Any], *keys: str) -> int:
-    """The first of `keys` that is present; zero experts is an error, not a dense model."""
-    key = next((key for key in keys if source.get(key) is not None), keys[0])
-    value = _require(source, key)
-    _check_int(key, value, MAX_EXPERTS)
-    return int(value)
+def _experts(source: Mapping[str, Any], count_key: str) -> dict[str, int]:
+    """Read the mixture; zero experts is an error here, not a dense model."""
+    num_experts = _require(source, count_key)
+    _check_int(count_key, num_experts, MAX_EXPERTS)
+    return {"num_experts": num_experts, "top_k": _require(source, "num_experts_per_tok")}
 
 
 def _rope_theta(config: Mapping[str, Any]) -> Any:
     """transformers 5 moved `rope_theta` into `rope_parameters`; scaled variants are refused."""
-    parameters = config.get("rope_parameters") or {}
+    parameters = config.get("rope_parameters")
+    if parameters is None:
+        return _require(config, "rope_theta")
     if not isinstance(parameters, Mapping):
         raise ConfigError("rope_parameters", parameters, "an object")
-    if config.get("rope_scaling") is not None:
-        raise ConfigError("rope_scaling", config["rope_scaling"], "null")
     kind = parameters.get("rope_type", "default")
     if kind != "default":
         raise ConfigError("rope_parameters.rope_type", kind, "'default'")
-    theta = parameters.get("rope_theta", _optional(config, "rope_theta", 10_000.0))
-    if isinstance(theta, float) and math.isnan(theta):
-        raise ConfigError("rope_theta", theta, "a number above 0")
-    return theta
-
-
-def _dtype(name: object) -> Dtype:
-    for dtype in DTYPES:
-        if name == dtype:
-            return dtype
-    raise ConfigError("dtype", name, f"one of {', '.join(DTYPES)}")
+    return _require(parameters, "rope_theta")

@@ -11,7 +11,11 @@ ModelError
     SamplingError        a sampling parameter is out of its range
 """
 
+import reprlib
 from collections.abc import Sequence
+
+_MAX_NAME_CHARS = 120
+_MAX_LISTED = 5
 
 
 class ModelError(Exception):
@@ -21,9 +25,16 @@ class ModelError(Exception):
 class ConfigError(ModelError):
     """A configuration value that cannot be served."""
 
-    def __init__(self, field: str, got: object, want: str) -> None:
-        super().__init__(f"{field}: got {got!r}, want {want}")
+    def __init__(self, field: str, got: object, want: str, where: str = "") -> None:
+        place = f"{where}: {field}" if where else field
+        super().__init__(f"{place}: got {reprlib.repr(got)}, want {want}")
         self.field = field
+        self.got = got
+        self.want = want
+
+    def in_file(self, where: str) -> "ConfigError":
+        """Give the same error, naming the file that holds the value."""
+        return ConfigError(self.field, self.got, self.want, where)
 
 
 class CheckpointError(ModelError):
@@ -37,17 +48,17 @@ class CheckpointError(ModelError):
 class MissingTensor(CheckpointError):
     """The checkpoint lacks a tensor that the configuration calls for."""
 
-    def __init__(self, where: str, tensor: str) -> None:
-        super().__init__(where, f"tensor {tensor} is missing")
-        self.tensor = tensor
+    def __init__(self, where: str, *tensors: str) -> None:
+        super().__init__(where, f"missing {_listed(tensors)}")
+        self.tensors = tensors
 
 
 class UnexpectedTensor(CheckpointError):
     """The checkpoint holds a tensor that the configuration does not know."""
 
-    def __init__(self, where: str, tensor: str) -> None:
-        super().__init__(where, f"tensor {tensor} does not belong to this configuration")
-        self.tensor = tensor
+    def __init__(self, where: str, *tensors: str) -> None:
+        super().__init__(where, f"not part of this configuration: {_listed(tensors)}")
+        self.tensors = tensors
 
 
 class ShapeMismatch(CheckpointError):
@@ -78,3 +89,17 @@ class SamplingError(ModelError):
     def __init__(self, field: str, got: object, want: str) -> None:
         super().__init__(f"{field}: got {got!r}, want {want}")
         self.field = field
+
+
+def shorten(text: str) -> str:
+    """Make text from a file fit for one line of a message: printable ASCII, of bounded length."""
+    plain = text if text.isascii() and text.isprintable() else ascii(text)
+    return plain if len(plain) <= _MAX_NAME_CHARS else plain[:_MAX_NAME_CHARS] + "..."
+
+
+def _listed(tensors: Sequence[str]) -> str:
+    names = ", ".join(shorten(name) for name in tensors[:_MAX_LISTED])
+    more = len(tensors) - _MAX_LISTED
+    return f"{'tensors' if len(tensors) > 1 else 'tensor'} {names}" + (
+        f" and {more} more" if more > 0 else ""
+    )

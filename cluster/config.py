@@ -1,0 +1,59 @@
+"""What a cluster is made of, in frozen objects that every actor is born from."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from model.config import Dtype
+from routing.remote_experts import Patience
+
+LinkKind = Literal["auto", "unix", "tcp"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """Limits of one router's engine.
+
+    Attributes:
+        max_running: sequences that share a step.
+        max_waiting: requests in the queue; one more is refused.
+        step_tokens: tokens of one step, decode and prompt chunks together.
+        kv_tokens: cache slots of all running sequences together.
+        num_micro_batches: parts of a step whose attention and experts overlap.
+    """
+
+    max_running: int = 64
+    max_waiting: int = 256
+    step_tokens: int = 512
+    kv_tokens: int = 65_536
+    num_micro_batches: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("max_running", "max_waiting", "step_tokens", "kv_tokens", "num_micro_batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, want a number from 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterConfig:
+    """One serving application.
+
+    Attributes:
+        model_dir: a checkpoint folder, at the same path on every node.
+        dtype: of weights, activations, caches and rows on the wire.
+        device: torch's name; "cuda" is the GPU that Ray gives the actor.
+        expert_hosts: 0 keeps the experts inside the routers.
+        slots_per_host: experts that one host can hold; None for all of them.
+        link: "auto" is AF_UNIX within a node and TCP across nodes.
+        num_threads: torch threads of each router and expert host.
+    """
+
+    model_dir: str
+    dtype: Dtype
+    device: str = "cpu"
+    routers: int = 1
+    expert_hosts: int = 2
+    slots_per_host: int | None = None
+    link: LinkKind = "auto"
+    num_threads: int = 1
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    patience: Patience = field(default_factory=Patience)

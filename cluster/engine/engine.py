@@ -1,0 +1,212 @@
+"""Continuous batching: requests join and leave between steps, tokens go out after each.
+
+The engine knows tokens, not text, and nothing of Ray. One thread runs `run`; every other method may
+be called from any thread and takes effect between two steps. A fault while a step is computed ends
+at most the request that causes it: the step's sequences start over, one by one.
+"""
+
+import logging
+import queue
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+from cluster.config import EngineConfig
+from cluster.engine.model_runner import ModelRunner
+from cluster.engine.request import GenerateRequest, TokenEvent
+from cluster.engine.scheduler import ScheduledChunk, Scheduler, Sequence
+from cluster.errors import EngineStopped, RequestFailed
+from model.batch import Chunk
+from model.cache import KVCache
+from model.sampling import Sample, sample
+from routing.errors import ExpertUnavailable
+
+logger = logging.getLogger(__name__)
+
+
+class Listener(Protocol):
+    """Who asked. Called on the engine's thread; must not block."""
+
+    def token(self, event: TokenEvent) -> None:
+        """A token was generated; the last one has a finish reason."""
+
+    def failed(self, error: Exception) -> None:
+        """The request ended without finishing."""
+
+
+@dataclass(slots=True)
+class _Active:
+    """A request in the engine: its sequence, its cache once it runs, and who listens."""
+
+    sequence: Sequence
+    listener: Listener
+    cache: KVCache | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot for `status` and for autoscaling."""
+
+    num_running: int
+    num_waiting: int
+    kv_tokens_used: int
+    kv_tokens: int
+    num_steps: int
+    num_tokens: int
+
+
+class Engine:
+    """Mutable state: the scheduler's queues and `_active`, touched by the engine's thread alone."""
+
+    def __init__(self, runner: ModelRunner, config: EngineConfig) -> None:
+        self._runner = runner
+        self._config = config
+        self._scheduler = Scheduler(config, runner.slots_for)
+        self._active: dict[str, _Active] = {}
+        self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._is_stopping = False
+        self._num_steps = 0
+        self._num_tokens = 0
+
+    def add_request(self, request: GenerateRequest, listener: Listener) -> None:
+        """Queue a request; every outcome, a refusal too, reaches the listener."""
+        self._inbox.put(lambda: self._add(request, listener))
+
+    def cancel(self, request_id: str) -> None:
+        """Drop a request, if it is still here; its listener hears nothing more."""
+        self._inbox.put(lambda: self._drop(request_id))
+
+    def probe(self) -> Future[None]:
+        """Prove between two steps that every layer and expert computes; see `ModelRunner.probe`."""
+        future: Future[None] = Future()
+        self._inbox.put(lambda: _run_into(future, self._runner.probe))
+        return future
+
+    def stop(self) -> None:
+        """End `run` after the step under way; requests that are left fail with EngineStopped."""
+        self._inbox.put(self._begin_to_stop)
+
+    def stats(self) -> EngineStats:
+        """Counts at this moment; may be a step old."""
+        return EngineStats(
+            num_running=len(self._scheduler.running),
+            num_waiting=len(self._scheduler.waiting),
+            kv_tokens_used=self._scheduler.kv_tokens_used,
+            kv_tokens=self._config.kv_tokens,
+            num_steps=self._num_steps,
+            num_tokens=self._num_tokens,
+        )
+
+    def run(self) -> None:
+        """Step until stopped; sleeps while there is nothing to do."""
+        while not self._is_stopping:
+            self._read_inbox(is_idle=not self._active)
+            self.step()
+        for request_id in list(self._active):
+            self._fail(request_id, EngineStopped("the router was shut down"))
+
+    def step(self) -> None:
+        """Run one step, if any request has work to do."""
+        self._read_inbox(is_idle=False)
+        chunks = self._scheduler.schedule()
+        if not chunks:
+            return
+        self._num_steps += 1
+        try:
+            samples = self._compute(chunks)
+        except ExpertUnavailable as error:
+            for chunk in chunks:
+                self._fail(chunk.sequence.request.request_id, error)
+        except Exception:  # a fault of one request must not end the others
+            logger.exception("step=%d sequences=%d: step failed", self._num_steps, len(chunks))
+            self._isolate(chunks)
+        else:
+            self._deliver(chunks, samples)
+
+    def _read_inbox(self, is_idle: bool) -> None:
+        try:
+            self._inbox.get(block=is_idle)()
+            while True:
+                self._inbox.get_nowait()()
+        except queue.Empty:
+            return
+
+    def _begin_to_stop(self) -> None:
+        self._is_stopping = True
+
+    def _add(self, request: GenerateRequest, listener: Listener) -> None:
+        try:
+            sequence = self._scheduler.add(request)
+        except Exception as error:
+            listener.failed(error)
+        else:
+            self._active[request.request_id] = _Active(sequence, listener)
+
+    def _drop(self, request_id: str) -> _Active | None:
+        active = self._active.pop(request_id, None)
+        if active is not None:
+            self._scheduler.remove(active.sequence)
+        return active
+
+    def _fail(self, request_id: str, error: Exception) -> None:
+        active = self._drop(request_id)
+        if active is not None:
+            active.listener.failed(error)
+
+    def _compute(self, chunks: list[ScheduledChunk]) -> list[Sample]:
+        """Forward and sample; one sample for each chunk that is its sequence's last."""
+        logits_BV = self._runner.run(
+            [Chunk(self._cache(chunk.sequence), chunk.token_ids) for chunk in chunks]
+        )
+        rows = [row for row, chunk in enumerate(chunks) if chunk.is_last]
+        sequences = [chunks[row].sequence for row in rows]
+        return sample(
+            logits_BV[rows],
+            [sequence.request.params for sequence in sequences],
+            [len(sequence.token_ids) for sequence in sequences],
+        )
+
+    def _cache(self, sequence: Sequence) -> KVCache:
+        active = self._active[sequence.request.request_id]
+        if active.cache is None:
+            active.cache = self._runner.new_cache(sequence.request.max_total_tokens)
+        return active.cache
+
+    def _deliver(self, chunks: list[ScheduledChunk], samples: list[Sample]) -> None:
+        """Count the step as computed and hand out its tokens."""
+        sampled = [chunk.sequence for chunk in chunks if chunk.is_last]
+        for chunk in chunks:
+            chunk.sequence.num_computed += chunk.num_tokens
+        for sequence, token in zip(sampled, samples, strict=True):
+            sequence.is_suspect = False
+            self._num_tokens += 1
+            self._emit(sequence, token)
+
+    def _emit(self, sequence: Sequence, token: Sample) -> None:
+        request_id = sequence.request.request_id
+        finish_reason = sequence.append(token.token_id)
+        listener = self._active[request_id].listener
+        if finish_reason is not None:
+            self._drop(request_id)
+        listener.token(TokenEvent(token.token_id, token.logprob, token.top_logprobs, finish_reason))
+
+    def _isolate(self, chunks: list[ScheduledChunk]) -> None:
+        """Let each sequence of a failed step start over alone; one that was alone has failed."""
+        for chunk in chunks:
+            sequence = chunk.sequence
+            if len(chunks) == 1:
+                self._fail(sequence.request.request_id, RequestFailed("internal error"))
+            else:
+                sequence.is_suspect = True
+                sequence.num_computed = 0
+                self._active[sequence.request.request_id].cache = None
+
+
+def _run_into(future: "Future[None]", function: Callable[[], None]) -> None:
+    try:
+        function()
+    except Exception as error:
+        future.set_exception(error)
+    else:
+        future.set_result(None)

@@ -1,0 +1,312 @@
+"""The requests of the OpenAI-style API, checked field by field.
+
+Types are strict: "10" and true are no numbers. A field that is not listed here is an error, so that
+no client believes in a setting that does nothing.
+"""
+
+import secrets
+from typing import Annotated
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from model.chat import ChatMessage
+from model.config import MAX_CONTEXT_TOKENS
+from model.sampling_params import MAX_LOGPROBS, MAX_SEED, SamplingParams
+
+MAX_CHOICES = 8
+MAX_MESSAGES = 8_192
+MAX_PARTS = 1_024
+MAX_PROMPTS = 128
+MAX_STOPS = 16
+MAX_STOP_CHARS = 256
+MAX_COMPLETION_LOGPROBS = 5
+DEFAULT_COMPLETION_TOKENS = 16
+
+# What stands between the text parts of one message, as in mistral-common.
+PART_SEPARATOR = "\n\n"
+
+# Accepted and without effect: labels for the provider's books, and hints about speed.
+IGNORED_FIELDS = frozenset(
+    {
+        "metadata",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
+    }
+)
+
+# Known to other servers. Accepted with a value that asks for nothing, refused with any other.
+UNSUPPORTED_FIELDS: dict[str, tuple[object, ...]] = {
+    "audio": (),
+    "best_of": (1,),
+    "echo": (False,),
+    "frequency_penalty": (0,),
+    "function_call": (),
+    "functions": (),
+    "guardrails": (),
+    "logit_bias": ({},),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "modalities": (["text"],),
+    "presence_penalty": (0,),
+    "prompt_logprobs": (),
+    "prompt_mode": (),
+    "reasoning_effort": (),
+    "repetition_penalty": (1,),
+    "response_format": ({"type": "text"},),
+    "safe_prompt": (False,),
+    "structured_outputs": (),
+    "suffix": ("",),
+    "tool_choice": ("none",),
+    "tools": ([],),
+    "top_k": (0, -1),
+}
+
+
+def _join_parts(value: object) -> object:
+    """Make one text of a message's list of text parts."""
+    if not isinstance(value, list):
+        return value
+    if len(value) > MAX_PARTS:
+        raise PydanticCustomError("array_above_max_length", f"want at most {MAX_PARTS} parts")
+    return PART_SEPARATOR.join(_part_text(part) for part in value)
+
+
+def _part_text(part: object) -> str:
+    if not isinstance(part, dict) or "type" not in part:
+        raise PydanticCustomError("invalid_type", 'want parts {"type": "text", "text": "..."}')
+    if part["type"] != "text":
+        raise PydanticCustomError("unsupported_content_type", "only parts of type text are served")
+    if set(part) != {"type", "text"} or not isinstance(part["text"], str):
+        raise PydanticCustomError("invalid_type", 'want parts {"type": "text", "text": "..."}')
+    return part["text"]
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _as_prompts(value: object) -> object:
+    """Make a list of prompts of one: a text, or a list of token ids."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value and all(type(item) is int for item in value):
+        return [value]
+    return value
+
+
+STOP_SCHEMA = {
+    "anyOf": [
+        {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS},
+        {
+            "type": "array",
+            "items": {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS},
+            "maxItems": MAX_STOPS,
+        },
+    ]
+}
+CONTENT_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "array",
+            "maxItems": MAX_PARTS,
+            "items": {
+                "type": "object",
+                "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+                "required": ["type", "text"],
+                "additionalProperties": False,
+            },
+        },
+    ]
+}
+TOKEN_IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+PROMPT_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        TOKEN_IDS_SCHEMA,
+        {
+            "type": "array",
+            "items": {"anyOf": [{"type": "string"}, TOKEN_IDS_SCHEMA]},
+            "minItems": 1,
+            "maxItems": MAX_PROMPTS,
+        },
+    ]
+}
+
+StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+Text = Annotated[str, BeforeValidator(_join_parts), WithJsonSchema(CONTENT_SCHEMA)]
+TokenId = Annotated[int, Field(ge=0)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+TEXT_TAG, IDS_TAG = "<text>", "<ids>"
+Prompt = Annotated[
+    Annotated[str, Tag(TEXT_TAG)] | Annotated[TokenIds, Tag(IDS_TAG)],
+    Discriminator(lambda value: TEXT_TAG if isinstance(value, str) else IDS_TAG),
+]
+MaxTokens = Annotated[int, Field(ge=1, le=MAX_CONTEXT_TOKENS)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+
+
+class StrictModel(BaseModel):
+    """No conversion, no unknown field."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class StreamOptions(StrictModel):
+    """How an answer is streamed."""
+
+    include_usage: bool = False
+
+
+class GenerationRequest(StrictModel):
+    """What both endpoints share. A null is as good as no field.
+
+    Attributes:
+        seed: choice i is drawn with seed + i; without a seed every request draws anew.
+        random_seed: Mistral's name for `seed`.
+        ignore_eos: go on after the end of the answer, up to `max_tokens`; for measurements.
+        return_token_ids: add `token_ids` and `prompt_token_ids`, as vLLM does.
+    """
+
+    model: str
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: MaxTokens | None = None
+    stop: Annotated[
+        list[StopText],
+        Field(max_length=MAX_STOPS),
+        BeforeValidator(_as_list),
+        WithJsonSchema(STOP_SCHEMA),
+    ] = []
+    seed: Seed | None = None
+    random_seed: Seed | None = None
+    n: int = Field(1, ge=1, le=MAX_CHOICES)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    ignore_eos: bool = False
+    return_token_ids: bool = False
+
+    @field_validator("random_seed")
+    @classmethod
+    def _check_random_seed(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if info.data.get("seed") not in (None, value):
+            raise PydanticCustomError("invalid_value", "differs from seed; give one of the two")
+        return value
+
+    @field_validator("stream_options")
+    @classmethod
+    def _check_stream_options(cls, value: StreamOptions, info: ValidationInfo) -> StreamOptions:
+        if not info.data.get("stream", True):
+            raise PydanticCustomError("invalid_value", "only with stream true")
+        return value
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a chunk that counts the tokens."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def first_seed(self) -> int:
+        """Give the seed of choice 0; drawn anew if the request has none."""
+        given = self.seed if self.seed is not None else self.random_seed
+        return secrets.randbelow(MAX_SEED + 1) if given is None else given
+
+    def sampling(
+        self, max_tokens: int, seed: int, eos_id: int, num_logprobs: int | None
+    ) -> SamplingParams:
+        """Make the engine's parameters of one choice."""
+        return SamplingParams(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=seed,
+            max_tokens=max_tokens,
+            stop_token_ids=() if self.ignore_eos else (eos_id,),
+            num_logprobs=num_logprobs,
+        )
+
+
+class Message(StrictModel):
+    """One turn of the conversation. What other servers' answers hold besides must be null."""
+
+    role: str
+    content: Text
+    name: str | None = None
+    prefix: bool = False
+    refusal: None = None
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: None = None
+
+    @field_validator("prefix")
+    @classmethod
+    def _check_prefix(cls, value: bool) -> bool:
+        if value:
+            raise PydanticCustomError("unsupported_parameter", "only false is served")
+        return value
+
+    def to_chat_message(self) -> ChatMessage:
+        """Drop all but role and text."""
+        return ChatMessage(self.role, self.content)
+
+
+class ChatRequest(GenerationRequest):
+    """The body of POST /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_completion_tokens: MaxTokens | None = None
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+
+    @field_validator("max_completion_tokens")
+    @classmethod
+    def _check_max_tokens(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if info.data.get("max_tokens") not in (None, value):
+            raise PydanticCustomError(
+                "invalid_value", "differs from max_tokens; give one of the two"
+            )
+        return value
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _check_top_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if not info.data.get("logprobs", True):
+            raise PydanticCustomError("invalid_value", "only with logprobs true")
+        return value
+
+    @property
+    def wanted_tokens(self) -> int | None:
+        """Most tokens to generate; None for what is left of the context."""
+        return self.max_tokens if self.max_tokens is not None else self.max_completion_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many alternatives to report at each position; None for no log-probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class CompletionRequest(GenerationRequest):
+    """The body of POST /v1/completions."""
+
+    prompt: Annotated[
+        list[Prompt],
+        Field(min_length=1, max_length=MAX_PROMPTS),
+        BeforeValidator(_as_prompts),
+        WithJsonSchema(PROMPT_SCHEMA),
+    ]
+    logprobs: int | None = Field(None, ge=0, le=MAX_COMPLETION_LOGPROBS)

@@ -1,0 +1,213 @@
+"""Mixtral's forward pass for training: whole padded batches, all experts in one process.
+
+Matrix products run in bfloat16, everything else in float32. Serving has its own forward pass;
+the two only share the checkpoint.
+"""
+
+# B rows, S tokens of a row, T = B * S, D hidden size, V vocabulary
+# H query heads, G key and value heads, A head size, E experts, K experts per token, F expert size
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_ROW_MULTIPLE = 128
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """Sizes of the demo model."""
+
+    vocab_size: int
+    context_tokens: int
+    dim: int = 128
+    num_layers: int = 4
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    head_dim: int = 32
+    hidden_dim: int = 256
+    num_experts: int = 8
+    top_k: int = 2
+    norm_eps: float = 1e-5
+    rope_theta: float = 1e6
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention with half-split rotary embedding."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.wq = _matrix(shape.num_heads * shape.head_dim, shape.dim)
+        self.wk = _matrix(shape.num_kv_heads * shape.head_dim, shape.dim)
+        self.wv = _matrix(shape.num_kv_heads * shape.head_dim, shape.dim)
+        self.wo = _zeros(shape.dim, shape.num_heads * shape.head_dim)
+
+    def forward(self, x_BSD: Tensor, cos_SA: Tensor, sin_SA: Tensor) -> Tensor:
+        """Mix the tokens of each row; pads follow the text, so causality hides them."""
+        num_rows, num_tokens, _ = x_BSD.shape
+        q_BHSA, k_BGSA, v_BGSA = (
+            _linear(x_BSD, w).view(num_rows, num_tokens, -1, self.shape.head_dim).transpose(1, 2)
+            for w in (self.wq, self.wk, self.wv)
+        )
+        q_BHSA, k_BGSA = _rotate(q_BHSA, cos_SA, sin_SA), _rotate(k_BGSA, cos_SA, sin_SA)
+        group = self.shape.num_heads // self.shape.num_kv_heads
+        k_BHSA = k_BGSA.repeat_interleave(group, dim=1)
+        v_BHSA = v_BGSA.repeat_interleave(group, dim=1)
+        out_BHSA = _attend(q_BHSA, k_BHSA, v_BHSA)
+        return _linear(out_BHSA.transpose(1, 2).reshape(num_rows, num_tokens, -1), self.wo)
+
+
+class Experts(nn.Module):
+    """A gate and its SwiGLU experts; weights are stacked over the experts."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.top_k = shape.top_k
+        self.gate = _matrix(shape.num_experts, shape.dim)
+        self.w1 = _matrix(shape.num_experts, shape.hidden_dim, shape.dim)
+        self.w2 = _zeros(shape.num_experts, shape.dim, shape.hidden_dim)
+        self.w3 = _matrix(shape.num_experts, shape.hidden_dim, shape.dim)
+
+    def forward(self, x_TD: Tensor, is_text_T: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the weighted sum of the chosen experts, and the load-balancing loss (a scalar)."""
+        logits_TE = F.linear(x_TD, self.gate)
+        chosen_TK, expert_TK = logits_TE.topk(self.top_k, dim=-1)
+        weights_TK = chosen_TK.softmax(dim=-1)
+        slot_N, counts = _expert_slots(expert_TK.flatten(), len(self.gate))
+        rows_ND = x_TD.bfloat16().repeat_interleave(self.top_k, dim=0)
+        in_RD = rows_ND.new_zeros(sum(counts), x_TD.shape[1]).index_copy(0, slot_N, rows_ND)
+        weights = (w.bfloat16().unbind() for w in (self.w1, self.w2, self.w3))
+        out = [_swiglu(*parts) for parts in zip(in_RD.split(counts), *weights, strict=True)]
+        out_TKD = torch.cat(out)[slot_N].view(len(x_TD), self.top_k, -1)
+        y_TD = (out_TKD * weights_TK.unsqueeze(2)).sum(dim=1)
+        return y_TD, _balance_loss(logits_TE, expert_TK, is_text_T)
+
+
+class Block(nn.Module):
+    """Attention, then experts, each behind a norm and added to the stream."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.eps = shape.norm_eps
+        self.attention_norm = nn.Parameter(torch.ones(shape.dim))
+        self.attention = Attention(shape)
+        self.ffn_norm = nn.Parameter(torch.ones(shape.dim))
+        self.experts = Experts(shape)
+
+    def forward(
+        self, x_BSD: Tensor, cos_SA: Tensor, sin_SA: Tensor, is_text_T: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Give the new stream and the load-balancing loss."""
+        x_BSD = x_BSD + self.attention(
+            _rms_norm(x_BSD, self.attention_norm, self.eps), cos_SA, sin_SA
+        )
+        normed_TD = _rms_norm(x_BSD, self.ffn_norm, self.eps).flatten(0, 1)
+        y_TD, balance = self.experts(normed_TD, is_text_T)
+        return x_BSD + y_TD.view_as(x_BSD), balance
+
+
+class Network(nn.Module):
+    """Token ids to next-token logits."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.embedding = nn.Parameter(torch.randn(shape.vocab_size, shape.dim) * 0.5)
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.num_layers))
+        self.norm = nn.Parameter(torch.ones(shape.dim))
+        self.output = nn.Parameter(torch.randn(shape.vocab_size, shape.dim) * 0.01)
+
+    def forward(self, ids_BS: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Give normed hidden states (B, S, D) and the mean load-balancing loss.
+
+        The caller applies `logits` to the positions that it needs.
+        """
+        num_tokens = ids_BS.shape[1]
+        cos_SA, sin_SA = _rotary_tables(num_tokens, self.shape)
+        is_text_T = (torch.arange(num_tokens) < lengths_B.unsqueeze(1)).flatten()
+        x_BSD = F.embedding(ids_BS, self.embedding)
+        balance = torch.zeros(())
+        for block in self.blocks:
+            x_BSD, loss = block(x_BSD, cos_SA, sin_SA, is_text_T)
+            balance = balance + loss / len(self.blocks)
+        return _rms_norm(x_BSD, self.norm, self.shape.norm_eps), balance
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Float32 logits (N, V) of any N hidden states."""
+        return _linear(hidden_ND, self.output).float()
+
+
+def _matrix(*sizes: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(*sizes) * sizes[-1] ** -0.5)
+
+
+def _zeros(*sizes: int) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(*sizes))
+
+
+def _linear(x: Tensor, weight: Tensor) -> Tensor:
+    return F.linear(x.bfloat16(), weight.bfloat16())
+
+
+def _swiglu(x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor) -> Tensor:
+    return F.linear(F.silu(F.linear(x, w1)) * F.linear(x, w3), w2)
+
+
+def _attend(q_BHSA: Tensor, k_BHSA: Tensor, v_BHSA: Tensor) -> Tensor:
+    """Causal attention; up to 512 tokens, plain products beat PyTorch's CPU kernel threefold."""
+    num_tokens, head_dim = q_BHSA.shape[-2:]
+    if num_tokens > 512:
+        return F.scaled_dot_product_attention(q_BHSA, k_BHSA, v_BHSA, is_causal=True)
+    future_SS = q_BHSA.new_full((num_tokens, num_tokens), -1e9).triu(1)
+    k_NAS = k_BHSA.flatten(0, 1).transpose(1, 2)
+    scores_NSS = torch.baddbmm(future_SS, q_BHSA.flatten(0, 1), k_NAS, alpha=head_dim**-0.5)
+    out_NSA = scores_NSS.softmax(dim=-1) @ v_BHSA.flatten(0, 1)
+    return out_NSA.view_as(q_BHSA)
+
+
+def _expert_slots(expert_N: Tensor, num_experts: int) -> tuple[Tensor, list[int]]:
+    """Sort N chosen pairs by expert: the slot of each pair and the padded rows of each expert.
+
+    Experts' rows are padded to a multiple of 128, since the CPU library compiles a product anew
+    for every shape that it has not seen. With 4 as the multiple, experts [1, 0, 1] of two give
+    slots [4, 0, 5] and rows [4, 4].
+    """
+    counts_E = expert_N.bincount(minlength=num_experts)
+    padded_E = (counts_E + _ROW_MULTIPLE - 1) // _ROW_MULTIPLE * _ROW_MULTIPLE
+    order_N = expert_N.argsort(stable=True)
+    shift_E = (padded_E - counts_E).cumsum(0) - (padded_E - counts_E)
+    slot_N = torch.empty_like(order_N)
+    slot_N[order_N] = torch.arange(len(order_N)) + shift_E[expert_N[order_N]]
+    return slot_N, padded_E.tolist()
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return F.rms_norm(x, (x.shape[-1],), weight, eps)
+
+
+def _rotary_tables(num_tokens: int, shape: Shape) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (S, A); the second half repeats the first, as Hugging Face lays it out."""
+    frequencies = shape.rope_theta ** (-torch.arange(0, shape.head_dim, 2) / shape.head_dim)
+    angles = torch.outer(torch.arange(num_tokens), frequencies).repeat(1, 2)
+    return angles.cos(), angles.sin()
+
+
+def _rotate(x: Tensor, cos_SA: Tensor, sin_SA: Tensor) -> Tensor:
+    first, second = x.float().chunk(2, dim=-1)
+    rotated = torch.cat((-second, first), dim=-1)
+    return (x * cos_SA + rotated * sin_SA).bfloat16()
+
+
+def _balance_loss(logits_TE: Tensor, expert_TK: Tensor, is_text_T: Tensor) -> Tensor:
+    """Share of tokens times mean probability per expert (Fedus et al. 2021, equation 4), pads out.
+
+    It is `top_k` when every expert gets the same share.
+    """
+    num_experts = logits_TE.shape[1]
+    text = is_text_T.float() / is_text_T.sum()
+    chosen_TE = F.one_hot(expert_TK, num_experts).sum(1).float()
+    share_E, probability_E = text @ chosen_TE, text @ logits_TE.softmax(dim=-1)
+    return num_experts * (share_E * probability_E).sum()

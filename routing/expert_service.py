@@ -1,0 +1,158 @@
+"""What an expert host does with requests, without any sockets.
+
+Requests wait in order of arrival. One step takes the oldest one's layer, merges every waiting
+request of that layer, whichever router it came from, into one pass over the experts' weights, and
+answers each.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from routing.dispatch import plan_dispatch
+from routing.errors import RoutingError
+from routing.experts import ComputeRows
+from routing.gating import Routes
+from routing.messages import (
+    BAD_REQUEST,
+    EXPIRED,
+    INTERNAL,
+    NOT_OWNER,
+    ComputeReply,
+    ComputeRequest,
+    Refusal,
+)
+from routing.tensors import TORCH_DTYPES, from_bytes, to_bytes
+
+# Letters: R rows sorted by expert, D model dimension.
+
+logger = logging.getLogger(__name__)
+
+Answer = Callable[[ComputeReply | Refusal, memoryview | None], None]
+"""Sends one message and its payload back to the router that asked."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServiceSpec:
+    """What a host computes.
+
+    Attributes:
+        compute_rows: the experts; a pure function.
+        expert_ids: which experts are held at this moment.
+    """
+
+    compute_rows: ComputeRows
+    expert_ids: Callable[[], tuple[int, ...]]
+    num_layers: int
+    dim: int
+    dtype: str
+    device: torch.device
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    request: ComputeRequest
+    payload: memoryview
+    answer: Answer
+    expires_s: float
+
+
+class ExpertService:
+    """The queue and the merge. Mutable state: `_waiting`, and the counters for `status`."""
+
+    def __init__(self, spec: ServiceSpec, now_s: Callable[[], float]) -> None:
+        self._spec = spec
+        self._now_s = now_s
+        self._waiting: list[_Waiting] = []
+        self.num_calls = 0
+        self.num_merged = 0
+        self.rows_by_expert: Counter[int] = Counter()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits."""
+        return not self._waiting
+
+    def submit(self, request: ComputeRequest, payload: memoryview, answer: Answer) -> None:
+        """Queue a request, or refuse it at once."""
+        refusal = self._refuse(request)
+        if refusal is not None:
+            answer(refusal, None)
+            return
+        expires_s = self._now_s() + request.deadline_ms / 1000
+        self._waiting.append(_Waiting(request, payload, answer, expires_s))
+
+    def step(self) -> None:
+        """Compute and answer everything that waits for the oldest request's layer."""
+        self._drop_expired()
+        if not self._waiting:
+            return
+        layer = self._waiting[0].request.layer
+        batch = [item for item in self._waiting if item.request.layer == layer]
+        self._waiting = [item for item in self._waiting if item.request.layer != layer]
+        self.num_calls += len(batch)
+        self.num_merged += len(batch) - 1
+        try:
+            outputs = self._compute(layer, batch)
+        except KeyError:  # an expert was handed away between submit and step
+            _refuse_all(batch, NOT_OWNER, "an expert was handed away")
+            return
+        except Exception:  # whatever it was, it ends these requests and nothing else
+            logger.exception("layer=%d requests=%d: computation failed", layer, len(batch))
+            _refuse_all(batch, INTERNAL, "computation failed")
+            return
+        for item, output_RD in zip(batch, outputs, strict=True):
+            request = item.request
+            reply = ComputeReply(request.seq, request.dtype, request.dim, len(output_RD))
+            item.answer(reply, to_bytes(output_RD))
+
+    def _refuse(self, request: ComputeRequest) -> Refusal | None:
+        spec = self._spec
+        if request.layer >= spec.num_layers or request.dim != spec.dim:
+            return Refusal(
+                request.seq,
+                BAD_REQUEST,
+                f"got layer {request.layer}, dimension {request.dim}; "
+                f"want a layer below {spec.num_layers}, dimension {spec.dim}",
+            )
+        if request.dtype != spec.dtype:
+            return Refusal(request.seq, BAD_REQUEST, f"got {request.dtype}, want {spec.dtype}")
+        missing = {expert_id for expert_id, _ in request.rows} - set(spec.expert_ids())
+        if missing:
+            return Refusal(request.seq, NOT_OWNER, f"experts {sorted(missing)} are not held here")
+        return None
+
+    def _drop_expired(self) -> None:
+        now_s = self._now_s()
+        expired = [item for item in self._waiting if item.expires_s <= now_s]
+        self._waiting = [item for item in self._waiting if item.expires_s > now_s]
+        for item in expired:
+            item.answer(Refusal(item.request.seq, EXPIRED, "the deadline has passed"), None)
+
+    def _compute(self, layer: int, batch: list[_Waiting]) -> list[Tensor]:
+        """Merge the batch's rows by expert, compute, and part them again."""
+        spec = self._spec
+        x_RD = torch.cat([from_bytes(item.payload, spec.dtype, spec.dim) for item in batch])
+        expert_ids: list[int] = []
+        for item in batch:
+            for expert_id, num_rows in item.request.rows:
+                expert_ids.extend([expert_id] * num_rows)
+                self.rows_by_expert[expert_id] += num_rows
+        expert_ids_R1 = torch.tensor(expert_ids).unsqueeze(1)
+        plan = plan_dispatch(Routes(expert_ids_R1, torch.ones_like(expert_ids_R1)))
+        sorted_RD = plan.dispatch(x_RD).to(spec.device)
+        y_RD = torch.empty_like(x_RD)
+        y_RD[plan.order_R] = spec.compute_rows(layer, sorted_RD, plan.slices).cpu()
+        if y_RD.dtype != TORCH_DTYPES[spec.dtype]:
+            raise RoutingError(f"experts answered {y_RD.dtype}, want {spec.dtype}")
+        sizes = [sum(num_rows for _, num_rows in item.request.rows) for item in batch]
+        return list(torch.split(y_RD, sizes))
+
+
+def _refuse_all(batch: list[_Waiting], code: str, detail: str) -> None:
+    for item in batch:
+        item.answer(Refusal(item.request.seq, code, detail), None)

@@ -1,0 +1,129 @@
+"""How both ends of a link prove that they hold the cluster key, and agree on what they serve.
+
+Each side sends a fresh random number and answers the other's with an HMAC-SHA-256 over both
+numbers, its role, and everything the two must agree on. A recorded proof is worthless on another
+link, and neither side reveals anything to a peer without the key but a digest and a version.
+"""
+
+import hmac
+import secrets
+from dataclasses import dataclass
+
+from routing.errors import HandshakeError
+from routing.messages import (
+    PROTOCOL_VERSION,
+    UNAUTHORISED,
+    WRONG_MODEL,
+    WRONG_VERSION,
+    Challenge,
+    Hello,
+    Message,
+    Proof,
+    Refusal,
+    Welcome,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What one end says of itself.
+
+    Attributes:
+        name: of the router or the host.
+        digest: fingerprint of the checkpoint.
+        dtype: of the rows.
+        key: the cluster key; never sent.
+    """
+
+    name: str
+    digest: str
+    dtype: str
+    key: bytes
+
+
+class RouterHandshake:
+    """The router's side: send `hello()`, then feed it what comes until it returns None."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._identity = identity
+        self._nonce = secrets.token_bytes(32)
+
+    def hello(self) -> Hello:
+        """The first message of the link."""
+        return Hello(PROTOCOL_VERSION, self._nonce)
+
+    def receive(self, message: Message) -> Proof | None:
+        """Answer the host; None once the link is open.
+
+        Raises:
+            HandshakeError: the host refused, or is not one of this cluster's.
+        """
+        if isinstance(message, Welcome):
+            return None
+        if isinstance(message, Refusal):
+            raise HandshakeError(f"the host refused: {message.code}: {message.detail}")
+        if not isinstance(message, Challenge):
+            raise HandshakeError(f"got {type(message).__name__}, want Challenge")
+        identity = self._identity
+        proof = _proof(identity.key, "host", self._nonce, message.nonce, message.digest)
+        if not hmac.compare_digest(proof, message.proof):
+            raise HandshakeError("the host does not hold the cluster key")
+        mismatch = _mismatch(identity, message.version, message.digest, message.dtype)
+        if mismatch is not None:
+            raise HandshakeError(mismatch[1])
+        answer = _proof(identity.key, "router", self._nonce, message.nonce, identity.name)
+        return Proof(identity.name, identity.digest, identity.dtype, answer)
+
+
+class HostHandshake:
+    """The host's side: feed it what comes; it is over once `is_open`, or after a Refusal."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._identity = identity
+        self._nonce = secrets.token_bytes(32)
+        self._hello: Hello | None = None
+        self.is_open = False
+
+    def receive(self, message: Message) -> Challenge | Welcome | Refusal:
+        """Answer the router."""
+        if isinstance(message, Hello) and self._hello is None:
+            return self._challenge(message)
+        if isinstance(message, Proof) and self._hello is not None and not self.is_open:
+            return self._check(self._hello, message)
+        return Refusal(0, UNAUTHORISED, f"{type(message).__name__} out of turn")
+
+    def _challenge(self, hello: Hello) -> Challenge | Refusal:
+        identity = self._identity
+        if hello.version != PROTOCOL_VERSION:
+            return Refusal(
+                0, WRONG_VERSION, f"got version {hello.version}, want {PROTOCOL_VERSION}"
+            )
+        self._hello = hello
+        proof = _proof(identity.key, "host", hello.nonce, self._nonce, identity.digest)
+        return Challenge(PROTOCOL_VERSION, self._nonce, identity.digest, identity.dtype, proof)
+
+    def _check(self, hello: Hello, message: Proof) -> Welcome | Refusal:
+        identity = self._identity
+        proof = _proof(identity.key, "router", hello.nonce, self._nonce, message.router_id)
+        if not hmac.compare_digest(proof, message.proof):
+            return Refusal(0, UNAUTHORISED, "the router does not hold the cluster key")
+        mismatch = _mismatch(identity, PROTOCOL_VERSION, message.digest, message.dtype)
+        if mismatch is not None:
+            return Refusal(0, *mismatch)
+        self.is_open = True
+        return Welcome(identity.name)
+
+
+def _proof(key: bytes, role: str, router_nonce: bytes, host_nonce: bytes, name: str) -> bytes:
+    text = f"mixray {PROTOCOL_VERSION} {role} {name}".encode()
+    return hmac.digest(key, router_nonce + host_nonce + text, "sha256")
+
+
+def _mismatch(identity: Identity, version: int, digest: str, dtype: str) -> tuple[str, str] | None:
+    if version != PROTOCOL_VERSION:
+        return WRONG_VERSION, f"protocol version: got {version}, want {PROTOCOL_VERSION}"
+    if digest != identity.digest:
+        return WRONG_MODEL, f"checkpoint: got {digest[:16]}, want {identity.digest[:16]}"
+    if dtype != identity.dtype:
+        return WRONG_MODEL, f"dtype: got {dtype}, want {identity.dtype}"
+    return None

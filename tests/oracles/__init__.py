@@ -1,0 +1,1 @@
+"""Independent implementations that the model is compared with."""
