@@ -16,13 +16,51 @@ DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
 # Upper bounds far above any published Mixtral: a file that asks for more is broken or hostile.
 MAX_DIM = 65_536
 MAX_HIDDEN_DIM = 262_144
-MAX_LAYERS = 256
+MAX_LAYERS = 128
 MAX_HEADS = 1_024
 MAX_EXPERTS = 256
 MAX_VOCAB_SIZE = 1_048_576
 MAX_CONTEXT_TOKENS = 1_048_576
 
 ARCHITECTURES = ("MixtralForCausalLM", "MistralForCausalLM")
+
+# Our fields and the files' keys for them.
+_HUGGING_FACE_KEYS = {
+    "dim": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "hidden_dim": "intermediate_size",
+    "vocab_size": "vocab_size",
+    "norm_eps": "rms_norm_eps",
+    "context_tokens": "max_position_embeddings",
+}
+
+_HUGGING_FACE_OTHER_KEYS = {
+    "window_tokens": "sliding_window",
+    "num_experts": "num_local_experts",
+    "top_k": "num_experts_per_tok",
+}
+
+_PARAMS_KEYS = {
+    "dim": "dim",
+    "num_layers": "n_layers",
+    "num_heads": "n_heads",
+    "num_kv_heads": "n_kv_heads",
+    "hidden_dim": "hidden_dim",
+    "vocab_size": "vocab_size",
+    "norm_eps": "norm_eps",
+}
+
+_PARAMS_OTHER_KEYS = {
+    "window_tokens": "sliding_window",
+    "context_tokens": "max_seq_len",
+    "num_experts": "moe.num_experts",
+    "top_k": "moe.num_experts_per_tok",
+}
+
+# Each of these changes the maths or the weights, and the tensors' names would not show it.
+_UNSUPPORTED_PARAMS = ("quantization", "lora", "yarn", "vision_encoder", "_sliding_window")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,44 +160,6 @@ def from_params(params: Mapping[str, Any]) -> ModelConfig:
     return _build(values, _PARAMS_KEYS | _PARAMS_OTHER_KEYS)
 
 
-_HUGGING_FACE_KEYS = {
-    "dim": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "num_kv_heads": "num_key_value_heads",
-    "hidden_dim": "intermediate_size",
-    "vocab_size": "vocab_size",
-    "norm_eps": "rms_norm_eps",
-    "context_tokens": "max_position_embeddings",
-}
-
-_HUGGING_FACE_OTHER_KEYS = {
-    "window_tokens": "sliding_window",
-    "num_experts": "num_local_experts",
-    "top_k": "num_experts_per_tok",
-}
-
-_PARAMS_KEYS = {
-    "dim": "dim",
-    "num_layers": "n_layers",
-    "num_heads": "n_heads",
-    "num_kv_heads": "n_kv_heads",
-    "hidden_dim": "hidden_dim",
-    "vocab_size": "vocab_size",
-    "norm_eps": "norm_eps",
-}
-
-_PARAMS_OTHER_KEYS = {
-    "window_tokens": "sliding_window",
-    "context_tokens": "max_seq_len",
-    "num_experts": "moe.num_experts",
-    "top_k": "moe.num_experts_per_tok",
-}
-
-# Each of these changes the maths or the weights, and the tensors' names would not show it.
-_UNSUPPORTED_PARAMS = ("quantization", "lora", "yarn", "vision_encoder", "_sliding_window")
-
-
 def _build(values: Mapping[str, Any], keys: Mapping[str, str]) -> ModelConfig:
     """Make the configuration; an error names the file's key, not our field."""
     try:
@@ -174,8 +174,7 @@ def _check_int(field: str, value: object, high: int) -> None:
 
 
 def _check_positive(field: str, value: object, high: float) -> None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not 0 < value <= high:
+    if type(value) not in (int, float) or not 0 < value <= high:  # type: ignore[operator]
         raise ConfigError(field, value, f"a number above 0, up to {high:g}")
 
 

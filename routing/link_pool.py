@@ -5,6 +5,7 @@ fail, and tells the directory about every loss so that the experts can be taken 
 Mutable state: the view it follows, the open links, the hosts it waits to retry.
 """
 
+import logging
 import selectors
 import time
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from routing.errors import FrameError, LinkError
 from routing.link import Link, Reply
 from routing.messages import ComputeReply, ComputeRequest, Refusal
 from routing.placement import HostView, PlacementView
+
+logger = logging.getLogger(__name__)
 
 RETRY_HOST_AFTER_S = 1.0
 
@@ -107,8 +110,8 @@ class LinkPool:
         """Send to a linked host; the loss if that fails."""
         try:
             self._links[host_id].send(request, payload, timeout_s)
-        except LinkError:
-            return self.drop(host_id)
+        except LinkError as error:
+            return self.drop(host_id, str(error))
         return None
 
     def poll(self, timeout_s: float) -> list[Arrived | Lost]:
@@ -118,8 +121,9 @@ class LinkPool:
             events.extend(self._receive(key.data))
         return events
 
-    def drop(self, host_id: str) -> Lost:
+    def drop(self, host_id: str, reason: str) -> Lost:
         """Close the link and report the host lost."""
+        logger.warning("host=%s link lost: %s", host_id, reason)
         self._close(host_id)
         self._retry_at_s[host_id] = self._now_s() + RETRY_HOST_AFTER_S
         self._directory.report_lost(host_id)
@@ -134,12 +138,12 @@ class LinkPool:
     def _receive(self, host_id: str) -> list[Arrived | Lost]:
         try:
             frames = self._links[host_id].receive()
-        except (LinkError, FrameError):
-            return [self.drop(host_id)]
+        except (LinkError, FrameError) as error:
+            return [self.drop(host_id, str(error))]
         events: list[Arrived | Lost] = []
         for frame in frames:
             if not isinstance(frame.message, ComputeReply | Refusal):
-                return [*events, self.drop(host_id)]
+                return [*events, self.drop(host_id, f"{type(frame.message).__name__} is no reply")]
             events.append(Arrived(host_id, frame.message, frame.payload))
         return events
 
@@ -148,8 +152,8 @@ class LinkPool:
             return False
         try:
             link = self._connect(host)
-        except LinkError:
-            self.drop(host.host_id)
+        except LinkError as error:
+            self.drop(host.host_id, str(error))
             return False
         self._links[host.host_id] = link
         self._selector.register(link.fileno(), selectors.EVENT_READ, host.host_id)

@@ -167,7 +167,7 @@ class RemoteExperts:
                 self._accept(event)
         now_s = self._now_s()
         for host_id in {s.host_id for s in self._shipments.values() if s.due_s <= now_s}:
-            self._forget_host(self._pool.drop(host_id))
+            self._forget_host(self._pool.drop(host_id, "no answer in time"))
 
     def _accept(self, event: Arrived) -> None:
         shipment = self._shipments.pop(event.reply.seq, None)
@@ -176,7 +176,7 @@ class RemoteExperts:
         elif isinstance(event.reply, Refusal):
             self._accept_refusal(shipment, event.reply)
         elif not _fits(shipment, event.reply):
-            self._forget_host(self._pool.drop(event.host_id))
+            self._forget_host(self._pool.drop(event.host_id, "answer of the wrong shape"))
         else:
             _store(shipment, event)
 
@@ -187,7 +187,7 @@ class RemoteExperts:
                 self._pool.disown(shipment.host_id, expert_id)
             self.counters.resent += 1
         else:
-            self._forget_host(self._pool.drop(shipment.host_id))
+            self._forget_host(self._pool.drop(shipment.host_id, f"refused: {refusal.code}"))
             self.counters.resent += 1
 
     def _forget_host(self, lost: Lost) -> None:

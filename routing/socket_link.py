@@ -44,7 +44,7 @@ class SocketLink:
         while True:
             buffer = self._reader.buffer()
             try:
-                count = self._socket.recv_into(buffer, flags=socket.MSG_DONTWAIT)
+                count = self._socket.recv_into(buffer)
             except BlockingIOError:
                 return frames
             except OSError as error:
@@ -78,14 +78,15 @@ class SocketLink:
 
     def _send(self, message: Message, payload: memoryview | None, deadline_s: float) -> None:
         parts = [memoryview(part) for part in encode(message, payload) if len(part)]
-        try:
-            while parts:
-                self._socket.settimeout(max(0.001, deadline_s - time.monotonic()))
+        while parts:
+            try:
                 parts = _without(parts, self._socket.sendmsg(parts))
-        except TimeoutError as error:
-            raise LinkTimeout("the host takes no more bytes") from error
-        except OSError as error:
-            raise LinkClosed(str(error)) from error
+            except BlockingIOError:
+                remaining_s = max(0.0, deadline_s - time.monotonic())
+                if not select.select([], [self._socket], [], remaining_s)[1]:
+                    raise LinkTimeout("the host takes no more bytes") from None
+            except OSError as error:
+                raise LinkClosed(str(error)) from error
 
 
 def parse_address(address: str) -> tuple[socket.AddressFamily, str | tuple[str, int]]:
@@ -115,6 +116,7 @@ def _connect(address: str, timeout_s: float) -> socket.socket:
     try:
         connection.settimeout(timeout_s)
         connection.connect(target)
+        connection.setblocking(False)
         tune(connection)
     except TimeoutError as error:
         connection.close()

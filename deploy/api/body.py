@@ -22,6 +22,7 @@ MAX_BODY_BYTES = 8 * 2**20
 CODES: Mapping[str, str] = {
     "missing": "missing_required_parameter",
     "extra_forbidden": "unknown_parameter",
+    "greater_than": "integer_below_min_value",
     "greater_than_equal": "integer_below_min_value",
     "less_than_equal": "integer_above_max_value",
     "too_long": "array_above_max_length",
@@ -79,9 +80,7 @@ def _check_headers(headers: Mapping[str, str]) -> None:
     # A web page can send any other type to a server on the visitor's machine without asking.
     media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
-        raise UnsupportedBody(
-            "content-type: want application/json", None, "unsupported_media_type"
-        )
+        raise UnsupportedBody("content-type: want application/json", None, "unsupported_media_type")
     if headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise UnsupportedBody(
             "content-encoding: compressed bodies are not read", None, "unsupported_encoding"
@@ -152,9 +151,8 @@ def _invalid(error: ValidationError) -> InvalidRequest:
     """Report the first problem; the input itself is never echoed."""
     problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
     param = _path(problem["loc"])
-    code = CODES.get(problem["type"], "invalid_value")
-    if problem["type"].endswith("_type"):
-        code = "invalid_type"
+    other = "invalid_type" if problem["type"].endswith("_type") else "invalid_value"
+    code = CODES.get(problem["type"], other)
     return InvalidRequest(f"{param[:100]}: {problem['msg']}", param, code)
 
 
@@ -164,6 +162,8 @@ def _path(loc: tuple[int | str, ...]) -> str:
     for step in loc:
         if isinstance(step, int):
             path += f"[{step}]"
+        elif not path:
+            path = step
         elif step not in (TEXT_TAG, IDS_TAG):
-            path += f".{step}" if path else step
+            path += f".{step}"
     return path

@@ -13,11 +13,11 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypedDict
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from cluster import errors as cluster_errors
 from model import errors as model_errors

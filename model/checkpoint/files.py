@@ -14,7 +14,8 @@ from model.checkpoint.strict_json import parse_object
 from model.errors import CheckpointError, shorten
 
 MAX_CONFIG_BYTES = 1 << 20
-MAX_INDEX_BYTES = 32 << 20
+MAX_INDEX_BYTES = 8 << 20
+MAX_NAME_CHARS = 255
 
 # What a file that is not what its name says often is, by its first bytes.
 _LOOKS_LIKE = (
@@ -88,14 +89,15 @@ def errors_of(path: Path) -> Iterator[None]:
 
 
 def _resolve(folder: Path, name: str) -> Path:
-    where = str(folder / shorten(name))
-    if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
-        raise CheckpointError(where, "a plain file name is wanted, not a path")
+    is_path = name in ("", ".", "..") or "/" in name or "\\" in name
+    if is_path or not name.isprintable() or len(name) > MAX_NAME_CHARS:
+        problem = f"file name '{shorten(name)}': a plain name is wanted, not a path"
+        raise CheckpointError(str(folder), problem)
     with errors_of(folder):
         home = folder.resolve()
         path = Path(os.path.realpath(home / name))
     if not any(path.is_relative_to(allowed) for allowed in _allowed(home)):
-        raise CheckpointError(where, f"leads out of the folder, to {path}")
+        raise CheckpointError(str(folder / name), f"leads out of the folder, to {path}")
     return path
 
 

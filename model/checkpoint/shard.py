@@ -27,7 +27,7 @@ STRIDE_BYTES = 16 << 20
 SAMPLE_BYTES = 4 << 10
 
 # Linux refuses a private mapping larger than its memory, since every page could be written to,
-# unless told not to reserve any. Python has no name for that flag before 3.12.
+# unless told not to reserve any. Python 3.11 has no name for it.
 _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
 
 

@@ -1,6 +1,6 @@
-"""Training batches: conversations of like length side by side, so that little is padding."""
+"""Training batches: conversations packed back to back, those of like length together."""
 
-# B rows, S tokens of a row
+# T tokens of all rows, B rows
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,17 +16,18 @@ STEP_TOKENS = 6_144
 _BATCH_TOKENS = 3_072
 # Prompts teach the model what text looks like; answers are what it is for.
 _PROMPT_WEIGHT = 0.1
-_PAD_ID = 0
-# Few different widths: the CPU library compiles a product anew for every new shape.
-_WIDTH_MULTIPLE = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows of one padded batch; `weights_BS[:, i]` weighs the prediction of `ids_BS[:, i + 1]`."""
+    """Rows back to back; `weights_T[i]` weighs the prediction of `targets_T[i]` from `ids_T[i]`.
 
-    ids_BS: Tensor
-    weights_BS: Tensor
+    A row's last token predicts nothing: its weight is 0.
+    """
+
+    ids_T: Tensor
+    targets_T: Tensor
+    weights_T: Tensor
     lengths_B: Tensor
 
 
@@ -45,30 +46,25 @@ def step_batches(
         if num_tokens >= STEP_TOKENS:
             break
     drawn.sort(key=lambda encoded: len(encoded.ids))
-    return [pad(group) for group in _groups(drawn)]
+    return [pack(group) for group in _groups(drawn)]
 
 
-def pad(rows: Sequence[Encoded]) -> Batch:
-    """One batch of all `rows`, as wide as the longest, rounded up."""
-    width = _width(max(len(row.ids) for row in rows))
-    ids_BS = torch.full((len(rows), width), _PAD_ID)
-    weights_BS = torch.zeros(len(rows), width)
-    for i, row in enumerate(rows):
-        ids_BS[i, : len(row.ids)] = torch.tensor(row.ids)
-        targets = torch.tensor(row.answers[1:])
-        weights_BS[i, : len(targets)] = torch.where(targets >= 0, 1.0, _PROMPT_WEIGHT)
-    return Batch(ids_BS, weights_BS, torch.tensor([len(row.ids) for row in rows]))
+def pack(rows: Sequence[Encoded]) -> Batch:
+    """One batch of all `rows`."""
+    ids, weights = [], []
+    for row in rows:
+        ids += row.ids
+        weights += [1.0 if turn >= 0 else _PROMPT_WEIGHT for turn in row.answers[1:]] + [0.0]
+    ids_T = torch.tensor(ids)
+    lengths_B = torch.tensor([len(row.ids) for row in rows])
+    return Batch(ids_T, ids_T.roll(-1), torch.tensor(weights), lengths_B)
 
 
 def _groups(rows: Sequence[Encoded]) -> list[list[Encoded]]:
-    """Cut rows sorted by length into groups of at most `_BATCH_TOKENS` padded tokens."""
+    """Cut rows sorted by length into groups; attention pads each to its longest row."""
     groups: list[list[Encoded]] = [[]]
     for row in rows:
-        if groups[-1] and (len(groups[-1]) + 1) * _width(len(row.ids)) > _BATCH_TOKENS:
+        if groups[-1] and (len(groups[-1]) + 1) * len(row.ids) > _BATCH_TOKENS:
             groups.append([])
         groups[-1].append(row)
     return groups
-
-
-def _width(num_tokens: int) -> int:
-    return -(-num_tokens // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE

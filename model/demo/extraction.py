@@ -49,11 +49,11 @@ def extraction(rng: Random, split: Split) -> Conversation:
     """One person, in a sentence or as three fields, to JSON."""
     person = random_person(rng, split)
     if rng.random() < 0.6:
-        text, prompts = _sentence(rng, person), _SENTENCE_PROMPTS
+        user = rng.choice(_SENTENCE_PROMPTS).format(text=_sentence(rng, person))
     else:
-        text, prompts = _fields(rng, person), _FIELD_PROMPTS
+        user = rng.choice(_FIELD_PROMPTS).format(text=_fields(rng, person))
     system = _ASSISTANT if rng.random() < 0.15 else None
-    return single_turn("json", rng.choice(prompts).format(text=text), to_json(person), system)
+    return single_turn("json", user, to_json(person), system)
 
 
 def few_shot(rng: Random, split: Split) -> Conversation:
@@ -63,9 +63,7 @@ def few_shot(rng: Random, split: Split) -> Conversation:
     texts = [write(rng, person) for person in people]
     if rng.random() < 0.6:
         texts[0] = f"{_ASSISTANT} {_GIVEN}\n\n{texts[0]}\n\n{_JUST}"
-    turns = tuple(
-        Turn(text, to_json(person)) for text, person in zip(texts, people, strict=True)
-    )
+    turns = tuple(Turn(text, to_json(person)) for text, person in zip(texts, people, strict=True))
     return Conversation("few_shot_json", turns, _ASSISTANT if rng.random() < 0.15 else None)
 
 

@@ -75,34 +75,50 @@ _LANGUAGES = {
         "Ciao! Come posso aiutarti?",
     ),
 }
-# One country per line: "of the country" and its capital, in the order en, fr, de, es, it.
-_CAPITALS = """
-of France,Paris;de la France,Paris;von Frankreich,Paris;de Francia,París;della Francia,Parigi
-of Germany,Berlin;de l'Allemagne,Berlin;von Deutschland,Berlin;de Alemania,Berlín;della Germania,Berlino
-of Spain,Madrid;de l'Espagne,Madrid;von Spanien,Madrid;de España,Madrid;della Spagna,Madrid
-of Italy,Rome;de l'Italie,Rome;von Italien,Rom;de Italia,Roma;dell'Italia,Roma
-of Portugal,Lisbon;du Portugal,Lisbonne;von Portugal,Lissabon;de Portugal,Lisboa;del Portogallo,Lisbona
-of Austria,Vienna;de l'Autriche,Vienne;von Österreich,Wien;de Austria,Viena;dell'Austria,Vienna
-of Belgium,Brussels;de la Belgique,Bruxelles;von Belgien,Brüssel;de Bélgica,Bruselas;del Belgio,Bruxelles
-of Greece,Athens;de la Grèce,Athènes;von Griechenland,Athen;de Grecia,Atenas;della Grecia,Atene
-of Poland,Warsaw;de la Pologne,Varsovie;von Polen,Warschau;de Polonia,Varsovia;della Polonia,Varsavia
-of Sweden,Stockholm;de la Suède,Stockholm;von Schweden,Stockholm;de Suecia,Estocolmo;della Svezia,Stoccolma
-of Norway,Oslo;de la Norvège,Oslo;von Norwegen,Oslo;de Noruega,Oslo;della Norvegia,Oslo
-of Ireland,Dublin;de l'Irlande,Dublin;von Irland,Dublin;de Irlanda,Dublín;dell'Irlanda,Dublino
-of Japan,Tokyo;du Japon,Tokyo;von Japan,Tokio;de Japón,Tokio;del Giappone,Tokyo
-of China,Beijing;de la Chine,Pékin;von China,Peking;de China,Pekín;della Cina,Pechino
-of Egypt,Cairo;de l'Égypte,Le Caire;von Ägypten,Kairo;de Egipto,El Cairo;dell'Egitto,Il Cairo
-of Russia,Moscow;de la Russie,Moscou;von Russland,Moskau;de Rusia,Moscú;della Russia,Mosca
-""".strip()
+# "Of the country", as its language says it, and the capital; the same countries in each.
+_CAPITALS = {
+    "en": """
+        of France, Paris; of Germany, Berlin; of Spain, Madrid; of Italy, Rome; of Portugal, Lisbon;
+        of Austria, Vienna; of Belgium, Brussels; of Greece, Athens; of Poland, Warsaw;
+        of Sweden, Stockholm; of Norway, Oslo; of Ireland, Dublin; of Japan, Tokyo;
+        of China, Beijing; of Egypt, Cairo; of Russia, Moscow
+    """,
+    "fr": """
+        de la France, Paris; de l'Allemagne, Berlin; de l'Espagne, Madrid; de l'Italie, Rome;
+        du Portugal, Lisbonne; de l'Autriche, Vienne; de la Belgique, Bruxelles;
+        de la Grèce, Athènes; de la Pologne, Varsovie; de la Suède, Stockholm; de la Norvège, Oslo;
+        de l'Irlande, Dublin; du Japon, Tokyo; de la Chine, Pékin; de l'Égypte, Le Caire;
+        de la Russie, Moscou
+    """,
+    "de": """
+        von Frankreich, Paris; von Deutschland, Berlin; von Spanien, Madrid; von Italien, Rom;
+        von Portugal, Lissabon; von Österreich, Wien; von Belgien, Brüssel; von Griechenland, Athen;
+        von Polen, Warschau; von Schweden, Stockholm; von Norwegen, Oslo; von Irland, Dublin;
+        von Japan, Tokio; von China, Peking; von Ägypten, Kairo; von Russland, Moskau
+    """,
+    "es": """
+        de Francia, París; de Alemania, Berlín; de España, Madrid; de Italia, Roma;
+        de Portugal, Lisboa; de Austria, Viena; de Bélgica, Bruselas; de Grecia, Atenas;
+        de Polonia, Varsovia; de Suecia, Estocolmo; de Noruega, Oslo; de Irlanda, Dublín;
+        de Japón, Tokio; de China, Pekín; de Egipto, El Cairo; de Rusia, Moscú
+    """,
+    "it": """
+        della Francia, Parigi; della Germania, Berlino; della Spagna, Madrid; dell'Italia, Roma;
+        del Portogallo, Lisbona; dell'Austria, Vienna; del Belgio, Bruxelles; della Grecia, Atene;
+        della Polonia, Varsavia; della Svezia, Stoccolma; della Norvegia, Oslo;
+        dell'Irlanda, Dublino; del Giappone, Tokyo; della Cina, Pechino; dell'Egitto, Il Cairo;
+        della Russia, Mosca
+    """,
+}
 
 
 def fact(rng: Random, split: Split) -> Conversation:
     """A capital asked for in one of five languages and given in the same language."""
-    rows = [row.split(";") for row in _CAPITALS.splitlines()]
 
     def combination() -> str:
-        column, (_, language) = rng.choice(list(enumerate(_LANGUAGES.items())))
-        of, capital = rng.choice(rows)[column].split(",")
+        code = rng.choice(list(_LANGUAGES))
+        language = _LANGUAGES[code]
+        of, capital = rng.choice(" ".join(_CAPITALS[code].split()).split("; ")).split(", ")
         question = rng.choice(language.questions).format(of=of)
         return f"{question}|{language.answer.format(of=of, c=capital)}"
 

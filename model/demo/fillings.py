@@ -36,7 +36,14 @@ _CITIES = """
 Paris London Berlin Madrid Rome Lyon Leeds Munich Seville Milan Boston Denver Dublin Vienna Prague
 Oslo Lisbon Geneva Nantes Hamburg Turin Bristol Chicago Toronto Sydney Osaka Delhi Cairo Lima Porto
 """.split()
-_ONSETS = tuple("b c d f g h j k l m n p r s t v w z".split()) + ("br", "ch", "st", "tr", "kl", "sh")
+_ONSETS = tuple("b c d f g h j k l m n p r s t v w z".split()) + (
+    "br",
+    "ch",
+    "st",
+    "tr",
+    "kl",
+    "sh",
+)
 _VOWELS = ("a", "e", "i", "o", "u", "a", "e", "i", "o", "u", "ai", "ou")
 _CODAS = ("", "", "", "", "n", "r", "l", "s", "m", "nd", "rt")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -35,7 +35,7 @@ class Muon:
             directions[wide.shape[1:]].append((parameter, wide))
         for group in directions.values():
             flat = orthogonalize(torch.cat([wide for _, wide in group]))
-            updates = flat.split([len(wide) for _, wide in group])
+            updates = torch.split(flat, [len(wide) for _, wide in group])
             for (parameter, _), update in zip(group, updates, strict=True):
                 self._apply(parameter, update, learning_rate)
 

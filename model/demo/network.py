@@ -1,10 +1,10 @@
-"""Mixtral's forward pass for training: whole padded batches, all experts in one process.
+"""Mixtral's forward pass for training: many rows at once, all experts in one process.
 
 Matrix products run in bfloat16, everything else in float32. Serving has its own forward pass;
 the two only share the checkpoint.
 """
 
-# B rows, S tokens of a row, T = B * S, D hidden size, V vocabulary
+# T tokens packed row after row, B rows, S tokens of the longest row, D hidden size, V vocabulary
 # H query heads, G key and value heads, A head size, E experts, K experts per token, F expert size
 
 from dataclasses import dataclass
@@ -34,6 +34,20 @@ class Shape:
     rope_theta: float = 1e6
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where each packed token stands: only attention sees rows, and pads them itself.
+
+    Two rows of lengths 2 and 3 have the slots [0, 1, 3, 4, 5] of a grid of 2 x 3.
+    """
+
+    num_rows: int
+    width: int
+    slot_T: Tensor
+    cos_TA: Tensor
+    sin_TA: Tensor
+
+
 class Attention(nn.Module):
     """Causal grouped-query attention with half-split rotary embedding."""
 
@@ -45,19 +59,17 @@ class Attention(nn.Module):
         self.wv = _matrix(shape.num_kv_heads * shape.head_dim, shape.dim)
         self.wo = _zeros(shape.dim, shape.num_heads * shape.head_dim)
 
-    def forward(self, x_BSD: Tensor, cos_SA: Tensor, sin_SA: Tensor) -> Tensor:
+    def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
         """Mix the tokens of each row; pads follow the text, so causality hides them."""
-        num_rows, num_tokens, _ = x_BSD.shape
-        q_BHSA, k_BGSA, v_BGSA = (
-            _linear(x_BSD, w).view(num_rows, num_tokens, -1, self.shape.head_dim).transpose(1, 2)
-            for w in (self.wq, self.wk, self.wv)
-        )
-        q_BHSA, k_BGSA = _rotate(q_BHSA, cos_SA, sin_SA), _rotate(k_BGSA, cos_SA, sin_SA)
-        group = self.shape.num_heads // self.shape.num_kv_heads
-        k_BHSA = k_BGSA.repeat_interleave(group, dim=1)
-        v_BHSA = v_BGSA.repeat_interleave(group, dim=1)
-        out_BHSA = _attend(q_BHSA, k_BHSA, v_BHSA)
-        return _linear(out_BHSA.transpose(1, 2).reshape(num_rows, num_tokens, -1), self.wo)
+        shape = self.shape
+        group = shape.num_heads // shape.num_kv_heads
+        heads = [shape.num_heads, shape.num_kv_heads, shape.num_kv_heads]
+        qkv = _linear(x_TD, torch.cat((self.wq, self.wk, self.wv)))
+        q_THA, k_TGA, v_TGA = torch.split(qkv.view(len(x_TD), -1, shape.head_dim), heads, dim=1)
+        k_THA = _rotate(k_TGA, layout).repeat_interleave(group, dim=1)
+        v_THA = v_TGA.repeat_interleave(group, dim=1)
+        out_THA = _attend(_rotate(q_THA, layout), k_THA, v_THA, layout)
+        return _linear(out_THA.flatten(1), self.wo)
 
 
 class Experts(nn.Module):
@@ -71,7 +83,7 @@ class Experts(nn.Module):
         self.w2 = _zeros(shape.num_experts, shape.dim, shape.hidden_dim)
         self.w3 = _matrix(shape.num_experts, shape.hidden_dim, shape.dim)
 
-    def forward(self, x_TD: Tensor, is_text_T: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
         """Give the weighted sum of the chosen experts, and the load-balancing loss (a scalar)."""
         logits_TE = F.linear(x_TD, self.gate)
         chosen_TK, expert_TK = logits_TE.topk(self.top_k, dim=-1)
@@ -80,10 +92,10 @@ class Experts(nn.Module):
         rows_ND = x_TD.bfloat16().repeat_interleave(self.top_k, dim=0)
         in_RD = rows_ND.new_zeros(sum(counts), x_TD.shape[1]).index_copy(0, slot_N, rows_ND)
         weights = (w.bfloat16().unbind() for w in (self.w1, self.w2, self.w3))
-        out = [_swiglu(*parts) for parts in zip(in_RD.split(counts), *weights, strict=True)]
+        out = [_swiglu(*parts) for parts in zip(torch.split(in_RD, counts), *weights, strict=True)]
         out_TKD = torch.cat(out)[slot_N].view(len(x_TD), self.top_k, -1)
         y_TD = (out_TKD * weights_TK.unsqueeze(2)).sum(dim=1)
-        return y_TD, _balance_loss(logits_TE, expert_TK, is_text_T)
+        return y_TD, _balance_loss(logits_TE, expert_TK)
 
 
 class Block(nn.Module):
@@ -97,16 +109,11 @@ class Block(nn.Module):
         self.ffn_norm = nn.Parameter(torch.ones(shape.dim))
         self.experts = Experts(shape)
 
-    def forward(
-        self, x_BSD: Tensor, cos_SA: Tensor, sin_SA: Tensor, is_text_T: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x_TD: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """Give the new stream and the load-balancing loss."""
-        x_BSD = x_BSD + self.attention(
-            _rms_norm(x_BSD, self.attention_norm, self.eps), cos_SA, sin_SA
-        )
-        normed_TD = _rms_norm(x_BSD, self.ffn_norm, self.eps).flatten(0, 1)
-        y_TD, balance = self.experts(normed_TD, is_text_T)
-        return x_BSD + y_TD.view_as(x_BSD), balance
+        x_TD = x_TD + self.attention(_rms_norm(x_TD, self.attention_norm, self.eps), layout)
+        y_TD, balance = self.experts(_rms_norm(x_TD, self.ffn_norm, self.eps))
+        return x_TD + y_TD, balance
 
 
 class Network(nn.Module):
@@ -120,20 +127,19 @@ class Network(nn.Module):
         self.norm = nn.Parameter(torch.ones(shape.dim))
         self.output = nn.Parameter(torch.randn(shape.vocab_size, shape.dim) * 0.01)
 
-    def forward(self, ids_BS: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Give normed hidden states (B, S, D) and the mean load-balancing loss.
+    def forward(self, ids_T: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Give normed hidden states (T, D) and the mean load-balancing loss.
 
-        The caller applies `logits` to the positions that it needs.
+        `ids_T` holds rows of `lengths_B` tokens back to back. The caller applies `logits` to the
+        hidden states that it needs.
         """
-        num_tokens = ids_BS.shape[1]
-        cos_SA, sin_SA = _rotary_tables(num_tokens, self.shape)
-        is_text_T = (torch.arange(num_tokens) < lengths_B.unsqueeze(1)).flatten()
-        x_BSD = F.embedding(ids_BS, self.embedding)
+        layout = _layout(lengths_B, self.shape)
+        x_TD = F.embedding(ids_T, self.embedding)
         balance = torch.zeros(())
         for block in self.blocks:
-            x_BSD, loss = block(x_BSD, cos_SA, sin_SA, is_text_T)
+            x_TD, loss = block(x_TD, layout)
             balance = balance + loss / len(self.blocks)
-        return _rms_norm(x_BSD, self.norm, self.shape.norm_eps), balance
+        return _rms_norm(x_TD, self.norm, self.shape.norm_eps), balance
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Float32 logits (N, V) of any N hidden states."""
@@ -156,18 +162,6 @@ def _swiglu(x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor) -> Tensor:
     return F.linear(F.silu(F.linear(x, w1)) * F.linear(x, w3), w2)
 
 
-def _attend(q_BHSA: Tensor, k_BHSA: Tensor, v_BHSA: Tensor) -> Tensor:
-    """Causal attention; up to 512 tokens, plain products beat PyTorch's CPU kernel threefold."""
-    num_tokens, head_dim = q_BHSA.shape[-2:]
-    if num_tokens > 512:
-        return F.scaled_dot_product_attention(q_BHSA, k_BHSA, v_BHSA, is_causal=True)
-    future_SS = q_BHSA.new_full((num_tokens, num_tokens), -1e9).triu(1)
-    k_NAS = k_BHSA.flatten(0, 1).transpose(1, 2)
-    scores_NSS = torch.baddbmm(future_SS, q_BHSA.flatten(0, 1), k_NAS, alpha=head_dim**-0.5)
-    out_NSA = scores_NSS.softmax(dim=-1) @ v_BHSA.flatten(0, 1)
-    return out_NSA.view_as(q_BHSA)
-
-
 def _expert_slots(expert_N: Tensor, num_experts: int) -> tuple[Tensor, list[int]]:
     """Sort N chosen pairs by expert: the slot of each pair and the padded rows of each expert.
 
@@ -188,26 +182,57 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, (x.shape[-1],), weight, eps)
 
 
-def _rotary_tables(num_tokens: int, shape: Shape) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (S, A); the second half repeats the first, as Hugging Face lays it out."""
+def _layout(lengths_B: Tensor, shape: Shape) -> Layout:
+    """Slots and rotary tables; the tables' second half repeats the first, as Hugging Face's do."""
+    width = int(lengths_B.max())
+    row_T = torch.arange(len(lengths_B)).repeat_interleave(lengths_B)
+    position_T = torch.arange(len(row_T)) - (lengths_B.cumsum(0) - lengths_B)[row_T]
     frequencies = shape.rope_theta ** (-torch.arange(0, shape.head_dim, 2) / shape.head_dim)
-    angles = torch.outer(torch.arange(num_tokens), frequencies).repeat(1, 2)
-    return angles.cos(), angles.sin()
+    angles_TA = torch.outer(position_T, frequencies).repeat(1, 2)
+    return Layout(
+        len(lengths_B), width, row_T * width + position_T, angles_TA.cos(), angles_TA.sin()
+    )
 
 
-def _rotate(x: Tensor, cos_SA: Tensor, sin_SA: Tensor) -> Tensor:
-    first, second = x.float().chunk(2, dim=-1)
+def _rotate(x_THA: Tensor, layout: Layout) -> Tensor:
+    first, second = x_THA.float().chunk(2, dim=-1)
     rotated = torch.cat((-second, first), dim=-1)
-    return (x * cos_SA + rotated * sin_SA).bfloat16()
+    cos_T1A, sin_T1A = layout.cos_TA.unsqueeze(1), layout.sin_TA.unsqueeze(1)
+    return (x_THA * cos_T1A + rotated * sin_T1A).bfloat16()
 
 
-def _balance_loss(logits_TE: Tensor, expert_TK: Tensor, is_text_T: Tensor) -> Tensor:
-    """Share of tokens times mean probability per expert (Fedus et al. 2021, equation 4), pads out.
+def _to_grid(x_THA: Tensor, layout: Layout) -> Tensor:
+    """Packed tokens to padded rows (B, H, S, A)."""
+    grid = x_THA.new_zeros(layout.num_rows * layout.width, *x_THA.shape[1:])
+    grid = grid.index_copy(0, layout.slot_T, x_THA)
+    return grid.view(layout.num_rows, layout.width, *x_THA.shape[1:]).transpose(1, 2)
+
+
+def _attend(q_THA: Tensor, k_THA: Tensor, v_THA: Tensor, layout: Layout) -> Tensor:
+    """Causal attention; up to 512 tokens, plain products beat PyTorch's CPU kernel threefold."""
+    q_BHSA, k_BHSA, v_BHSA = (_to_grid(x, layout) for x in (q_THA, k_THA, v_THA))
+    if layout.width > 512:
+        out_BHSA = F.scaled_dot_product_attention(q_BHSA, k_BHSA, v_BHSA, is_causal=True)
+    else:
+        out_BHSA = _attend_plainly(q_BHSA, k_BHSA, v_BHSA)
+    return out_BHSA.transpose(1, 2).flatten(0, 1)[layout.slot_T]
+
+
+def _attend_plainly(q_BHSA: Tensor, k_BHSA: Tensor, v_BHSA: Tensor) -> Tensor:
+    width, head_dim = q_BHSA.shape[-2:]
+    future_SS = q_BHSA.new_full((width, width), -1e9).triu(1)
+    k_NAS = k_BHSA.flatten(0, 1).transpose(1, 2)
+    scores_NSS = torch.baddbmm(future_SS, q_BHSA.flatten(0, 1), k_NAS, alpha=head_dim**-0.5)
+    out_NSA = scores_NSS.softmax(dim=-1) @ v_BHSA.flatten(0, 1)
+    return out_NSA.view(q_BHSA.shape)
+
+
+def _balance_loss(logits_TE: Tensor, expert_TK: Tensor) -> Tensor:
+    """Share of tokens times mean probability per expert (Fedus et al. 2021, equation 4).
 
     It is `top_k` when every expert gets the same share.
     """
     num_experts = logits_TE.shape[1]
-    text = is_text_T.float() / is_text_T.sum()
-    chosen_TE = F.one_hot(expert_TK, num_experts).sum(1).float()
-    share_E, probability_E = text @ chosen_TE, text @ logits_TE.softmax(dim=-1)
+    share_E = F.one_hot(expert_TK, num_experts).sum(1).float().mean(0)
+    probability_E = logits_TE.softmax(dim=-1).mean(0)
     return num_experts * (share_E * probability_E).sum()

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import torch
 from sentencepiece import SentencePieceProcessor
+from torch import Tensor
 
-from model.demo.batches import pad
+from model.demo.batches import pack
 from model.demo.conversation import Conversation
 from model.demo.network import Network
 from model.demo.template import Encoded, encode
@@ -34,12 +35,14 @@ def exact_answers(
 
 
 def _judge(network: Network, rows: Sequence[Encoded]) -> list[bool]:
-    batch = pad(rows)
-    hidden, _ = network(batch.ids_BS, batch.lengths_B)
-    verdicts = []
-    for i, row in enumerate(rows):
-        last = max(row.answers)
-        places = [place for place, turn in enumerate(row.answers) if turn == last]
-        guesses = network.logits(hidden[i, [place - 1 for place in places]]).argmax(dim=-1)
-        verdicts.append(guesses.tolist() == [row.ids[place] for place in places])
-    return verdicts
+    batch = pack(rows)
+    hidden, _ = network(batch.ids_T, batch.lengths_B)
+    guesses = network.logits(hidden).argmax(dim=-1).split(batch.lengths_B.tolist())
+    return [_is_right(row, row_guesses) for row, row_guesses in zip(rows, guesses, strict=True)]
+
+
+def _is_right(row: Encoded, guesses: Tensor) -> bool:
+    """Compare the last answer; the guess for a place stands one place earlier."""
+    last = max(row.answers)
+    places = [place for place, turn in enumerate(row.answers) if turn == last]
+    return all(int(guesses[place - 1]) == row.ids[place] for place in places)

@@ -177,9 +177,7 @@ def test_scaled_rope_parameters_are_refused() -> None:
 
 def test_heads_that_do_not_divide_the_hidden_size_are_refused() -> None:
     with pytest.raises(ConfigError, match="^hidden_size: got 4097, want a multiple of the 32"):
-        from_hugging_face(
-            MOE | {"hidden_size": 4097, "num_attention_heads": 32, "head_dim": None}
-        )
+        from_hugging_face(MOE | {"hidden_size": 4097, "num_attention_heads": 32, "head_dim": None})
 
 
 PARAMS_REFUSALS: list[tuple[str, object]] = [

@@ -1,0 +1,114 @@
+"""The Placement deployment: the book, behind Serve. Hosts and routers ask; it never calls them."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from cluster.placement_book import Briefing, HostInfo, PlacementBook, RouterInfo
+
+POLL_S = 1.0
+FIRST_PLACEMENT_PATIENCE_S = 60.0
+
+Answer = TypeVar("Answer")
+
+
+class Placement:
+    """Answers as soon as there is news for whoever asks, and after a second at the latest."""
+
+    def __init__(self, num_experts: int, num_hosts: int) -> None:
+        self._book = PlacementBook(
+            num_experts,
+            num_hosts,
+            FIRST_PLACEMENT_PATIENCE_S,
+            time.monotonic(),
+            time.time_ns() // 1_000_000,
+        )
+        self._news = asyncio.Event()
+
+    async def join(self, info: HostInfo, held: frozenset[int], key: bytes | None) -> bytes:
+        """Take in a host; the cluster key."""
+        self._book.join(info, held, key, time.monotonic())
+        self._tell()
+        return self._book.key
+
+    async def beat(
+        self, host_id: str, held: frozenset[int], rows_by_expert: Mapping[int, int]
+    ) -> frozenset[int] | None:
+        """What the host shall hold, once that differs from `held`; None: it must join again."""
+        version = self._book.version
+        self._book.beat(host_id, held, rows_by_expert, time.monotonic())
+        if self._book.version != version:
+            self._tell()
+        return await self._when(
+            lambda: self._book.beat(host_id, held, rows_by_expert, time.monotonic()),
+            lambda assigned: assigned != held,
+        )
+
+    async def brief(self, router: RouterInfo, known_version: int) -> Briefing:
+        """The placement, once it is newer than `known_version`."""
+        return await self._when(
+            lambda: self._book.brief(router, time.monotonic()),
+            lambda briefing: briefing.view.version != known_version,
+        )
+
+    async def report_lost(self, host_id: str) -> None:
+        """Take out a host that a router cannot reach."""
+        self._book.lose(host_id, time.monotonic())
+        self._tell()
+
+    async def status(self) -> dict[str, object]:
+        """What runs where, as plain data."""
+        return {
+            "version": self._book.version,
+            "expert_hosts": [
+                {
+                    "id": info.host_id,
+                    "pid": info.pid,
+                    "node": info.node_ip,
+                    "address": info.addresses[-1],
+                    "addresses": list(info.addresses),
+                    "slots": info.num_slots,
+                    "experts": list(expert_ids),
+                    "rows_by_expert": {str(e): rows for e, rows in sorted(rows_by_expert.items())},
+                }
+                for info, expert_ids, rows_by_expert in self._book.hosts()
+            ],
+            "routers": [
+                {
+                    "id": info.router_id,
+                    "pid": info.pid,
+                    "node": info.node_ip,
+                    "running": info.num_running,
+                    "waiting": info.num_waiting,
+                    "kv_tokens_used": info.kv_tokens_used,
+                    "kv_tokens": info.kv_tokens,
+                }
+                for info in self._book.routers()
+            ],
+        }
+
+    async def _when(self, ask: Callable[[], Answer], is_news: Callable[[Answer], bool]) -> Answer:
+        """Ask until there is news, at most `POLL_S` long."""
+        end_s = time.monotonic() + POLL_S
+        while True:
+            self._sweep()
+            answer = ask()
+            remaining_s = end_s - time.monotonic()
+            if is_news(answer) or remaining_s <= 0:
+                return answer
+            try:
+                await asyncio.wait_for(self._news.wait(), remaining_s)
+            except TimeoutError:
+                return answer
+
+    def _sweep(self) -> None:
+        version = self._book.version
+        self._book.sweep(time.monotonic())
+        if self._book.version != version:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Wake everybody who waits, and let the next ones wait on a new event."""
+        self._news.set()
+        self._news = asyncio.Event()

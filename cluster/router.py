@@ -1,0 +1,211 @@
+"""The Router deployment: attention, KV cache, gate, dispatch, combine and sampling.
+
+One engine runs in one thread of its own; Serve's event loop only passes requests in and tokens
+out. Hidden states go over the router's own links to the expert hosts, never through Ray.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray.serve.handle import DeploymentHandle
+
+from cluster.config import ClusterConfig, LinkKind
+from cluster.engine.engine import Engine
+from cluster.engine.model_runner import ModelRunner
+from cluster.engine.request import GenerateRequest, TokenEvent
+from cluster.errors import EngineStopped, NotReady
+from cluster.placement_book import RouterInfo
+from cluster.placement_follower import PlacementFollower
+from cluster.whereabouts import whereabouts
+from model.checkpoint.load import Checkpoint, open_checkpoint
+from model.checkpoint.names import expert_names, router_names
+from model.experts import ExpertShard
+from model.transformer import Transformer
+from routing.errors import ExpertUnavailable
+from routing.experts import Experts, LocalExperts
+from routing.handshake import Identity
+from routing.link_pool import LinkPool
+from routing.placement import HostView
+from routing.remote_experts import RemoteExperts
+from routing.socket_link import SocketLink
+
+PLACEMENT_PATIENCE_S = 120.0
+CONNECT_TIMEOUT_S = 3.0
+PROBE_TIMEOUT_S = 10.0
+PROBE_IS_FRESH_S = 2.0
+
+
+class Router:
+    """One router. Ready once its constructor returns: a token went through every expert."""
+
+    def __init__(self, config: ClusterConfig, placement: DeploymentHandle[Any]) -> None:
+        torch.set_num_threads(config.num_threads)
+        self._place = whereabouts()
+        self._router_id = f"router-{self._place.actor_id[:8]}"
+        self._probed_at_s = float("-inf")
+        checkpoint = open_checkpoint(Path(config.model_dir))
+        weights = checkpoint.tensors(router_names(checkpoint.config), config.dtype, config.device)
+        transformer = Transformer(checkpoint.config, weights)
+        self._follower = None if placement is None else PlacementFollower(placement, self._describe)
+        experts = self._experts(config, checkpoint)
+        runner = ModelRunner(transformer, experts, config.engine.num_micro_batches)
+        self._engine = Engine(runner, config.engine)
+        self._thread = threading.Thread(target=self._engine.run, name="engine", daemon=True)
+        self._follower.start()
+        if config.expert_hosts:
+            _wait_until_covered(self._follower, checkpoint.config.num_experts)
+        self._thread.start()
+        self._engine.probe().result(timeout=PLACEMENT_PATIENCE_S)
+
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[list[TokenEvent], None]:
+        """Generate; one item for whatever tokens have come since the last one.
+
+        Raises:
+            EngineBusy: the queue is full.
+            RequestTooLarge: the request could never fit into the cache.
+            ExpertUnavailable: an expert is gone and nobody took it over in time.
+            RequestFailed: an internal fault.
+        """
+        listener = _QueueListener(asyncio.get_running_loop())
+        self._engine.add_request(request, listener)
+        try:
+            is_finished = False
+            while not is_finished:
+                events = await listener.events()
+                yield events
+                is_finished = events[-1].finish_reason is not None
+        finally:
+            self._engine.cancel(request.request_id)
+
+    async def check_ready(self) -> None:
+        """Return if a token went through every layer and every expert within the last seconds.
+
+        Raises:
+            NotReady: it could not.
+        """
+        if time.monotonic() - self._probed_at_s < PROBE_IS_FRESH_S:
+            return
+        try:
+            future = asyncio.wrap_future(self._engine.probe())
+            await asyncio.wait_for(future, PROBE_TIMEOUT_S)
+        except (ExpertUnavailable, ArithmeticError, TimeoutError) as error:
+            raise NotReady(str(error) or "the probe took too long") from error
+        self._probed_at_s = time.monotonic()
+
+    def check_health(self) -> None:
+        """Called by Serve.
+
+        Raises:
+            EngineStopped: the engine's thread has died.
+        """
+        if not self._thread.is_alive():
+            raise EngineStopped("the engine's thread has died")
+
+    def __del__(self) -> None:
+        self._engine.stop()
+        self._follower.stop()
+
+    def _experts(self, config: ClusterConfig, checkpoint: Checkpoint) -> Experts:
+        """Experts of this process, or of the hosts that the Placement names."""
+        if not config.expert_hosts:
+            return _local_experts(config, checkpoint)
+        follower = self._follower
+        connect = _connector(
+            lambda: Identity(self._router_id, checkpoint.digest, config.dtype, follower.key),
+            config.link,
+            self._place.node_id,
+        )
+        return RemoteExperts(LinkPool(follower, connect), config.patience)
+
+    def _describe(self) -> RouterInfo:
+        stats = self._engine.stats()
+        return RouterInfo(
+            router_id=self._router_id,
+            node_id=self._place.node_id,
+            node_ip=self._place.node_ip,
+            pid=self._place.pid,
+            num_running=stats.num_running,
+            num_waiting=stats.num_waiting,
+            kv_tokens_used=stats.kv_tokens_used,
+            kv_tokens=stats.kv_tokens,
+        )
+
+
+class _QueueListener:
+    """Carries tokens from the engine's thread to the event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._queue: asyncio.Queue[TokenEvent | Exception] = asyncio.Queue()
+
+    def token(self, event: TokenEvent) -> None:
+        self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
+
+    def failed(self, error: Exception) -> None:
+        self._loop.call_soon_threadsafe(self._queue.put_nowait, error)
+
+    async def events(self) -> list[TokenEvent]:
+        """Wait for a token and take all that are there.
+
+        Raises:
+            Exception: whatever ended the request.
+        """
+        items = [await self._queue.get()]
+        while not self._queue.empty():
+            items.append(self._queue.get_nowait())
+        events = [item for item in items if isinstance(item, TokenEvent)]
+        if not events and isinstance(items[0], Exception):
+            raise items[0]
+        if isinstance(items[-1], Exception):
+            self._queue.put_nowait(items[-1])
+        return events
+
+
+def _local_experts(config: ClusterConfig, checkpoint: Checkpoint) -> LocalExperts:
+    model = checkpoint.config
+    shard = ExpertShard()
+    names = expert_names(model, range(model.num_experts))
+    weights = checkpoint.tensors(names, config.dtype, config.device)
+    shard.add(weights, model.num_layers, range(model.num_experts))
+    return LocalExperts(shard.compute_rows)
+
+
+def _connector(
+    identity: Callable[[], Identity], link: LinkKind, node_id: str
+) -> Callable[[HostView], SocketLink]:
+    def connect(host: HostView) -> SocketLink:
+        address = choose_address(host, link, node_id)
+        return SocketLink(address, identity(), CONNECT_TIMEOUT_S)
+
+    return connect
+
+
+def choose_address(host: HostView, link: LinkKind, node_id: str) -> str:
+    """AF_UNIX within a node where the host offers it, TCP otherwise; `link` may insist on one.
+
+    Raises:
+        NotReady: the host does not listen on the kind of link asked for.
+    """
+    is_near = host.node_id == node_id
+    wanted = (
+        ("unix", "tcp") if link == "auto" and is_near else ("tcp",) if link == "auto" else (link,)
+    )
+    for kind in wanted:
+        for address in host.addresses:
+            if address.startswith(f"{kind}:"):
+                return address
+    raise NotReady(f"{host.host_id} does not listen on {' or '.join(wanted)}")
+
+
+def _wait_until_covered(follower: PlacementFollower, num_experts: int) -> None:
+    deadline_s = time.monotonic() + PLACEMENT_PATIENCE_S
+    view = follower.view()
+    while not view.covers(num_experts):
+        if time.monotonic() > deadline_s:
+            raise NotReady(f"no host serves some of the {num_experts} experts")
+        view = follower.wait_newer(view.version, timeout_s=1.0)

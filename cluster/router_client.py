@@ -1,0 +1,96 @@
+"""Asking routers for tokens, from the ingress.
+
+If a router dies in mid-stream the request goes on at another one: prompt and tokens so far are sent
+again, and since the random numbers depend on (seed, position) alone, so do the tokens to come.
+"""
+
+import logging
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from typing import Any, cast
+
+from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
+from ray.serve.exceptions import RequestCancelledError
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+
+from cluster.engine.request import GenerateRequest, TokenEvent
+from cluster.errors import NotReady, RequestFailed
+
+logger = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 5
+
+
+class RouterClient:
+    """All routers of one application, behind Serve's handle."""
+
+    def __init__(self, routers: DeploymentHandle[Any]) -> None:
+        self._routers = routers
+
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[list[TokenEvent], None]:
+        """Give the tokens of one request as they come; closing the generator cancels it.
+
+        Raises:
+            ClusterError, ExpertUnavailable: as `Router.stream`.
+            NotReady: router after router died under this request.
+        """
+        emitted: list[int] = []
+        for attempt in range(MAX_ATTEMPTS):
+            resumed = replace(
+                request,
+                request_id=f"{request.request_id}.{attempt}",
+                output_ids=(*request.output_ids, *emitted),
+            )
+            try:
+                async for events in self._stream_once(resumed):
+                    emitted.extend(event.token_id for event in events)
+                    yield events
+                return
+            except RayActorError as error:
+                logger.warning(
+                    "request=%s tokens=%d: router lost (%s), going on at another",
+                    request.request_id,
+                    len(emitted),
+                    type(error).__name__,
+                )
+        raise NotReady(f"{MAX_ATTEMPTS} routers were lost under this request")
+
+    async def check_ready(self) -> None:
+        """Return if a token went through every layer and expert within the last seconds.
+
+        Raises:
+            NotReady: it could not.
+        """
+        try:
+            await self._routers.check_ready.remote()
+        except RayTaskError as error:
+            raise _cause(error) from error
+        except RayActorError as error:
+            raise NotReady("a router was lost") from error
+
+    async def _stream_once(
+        self, request: GenerateRequest
+    ) -> AsyncGenerator[list[TokenEvent], None]:
+        routers = self._routers.options(stream=True)
+        response = cast(
+            DeploymentResponseGenerator[list[TokenEvent]], routers.stream.remote(request)
+        )
+        is_over = False
+        try:
+            async for events in response:
+                yield events
+            is_over = True
+        except (RayActorError, RayTaskError, TaskCancelledError, RequestCancelledError) as error:
+            is_over = True
+            if isinstance(error, RayActorError):
+                raise
+            raise _cause(error) from error
+        finally:
+            if not is_over:
+                response.cancel()  # type: ignore[no-untyped-call]
+
+
+def _cause(error: Exception) -> Exception:
+    """The router's own error, out of Ray's wrapping."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, Exception) else RequestFailed("the router cancelled it")

@@ -1,0 +1,100 @@
+"""One settings object, from Serve arguments or from flags; checked before anything starts.
+
+The only file that reads or writes environment variables.
+"""
+
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cluster.config import ClusterConfig, EngineConfig, LinkKind
+from model.config import Dtype, ModelConfig
+from routing.remote_experts import Patience
+
+DEMO_CHECKPOINT = Path(__file__).resolve().parent.parent / "model" / "demo" / "checkpoint"
+
+
+class SettingsError(Exception):
+    """Settings that do not fit together, or do not fit the model."""
+
+
+class Settings(BaseModel):
+    """What a user may set. `serve run deploy.app:build model=DIR expert_hosts=4` fills it too."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: Path = Field(DEMO_CHECKPOINT, description="checkpoint folder, same path on every node")
+    model_name: str | None = Field(None, description="name in the API; default: folder's name")
+    routers: int = Field(1, ge=1, description="router actors")
+    max_routers: int | None = Field(None, ge=1, description="autoscale routers up to this many")
+    expert_hosts: int = Field(2, ge=0, description="expert hosts; 0: experts inside the routers")
+    slots_per_host: int | None = Field(None, ge=1, description="experts a host can hold")
+    hosts_per_node: int | None = Field(None, ge=1, description="most expert hosts on one node")
+    dtype: Dtype | None = Field(None, description="default: the checkpoint's own")
+    device: str = Field("auto", pattern="^(auto|cpu|cuda)$")
+    gpus_per_host: float = Field(1.0, gt=0, description="share of a GPU, with device cuda")
+    gpus_per_router: float = Field(1.0, gt=0, description="share of a GPU, with device cuda")
+    cpus_per_host: float = Field(0.0, ge=0, description="CPUs that Ray reserves for a host")
+    cpus_per_router: float = Field(0.0, ge=0, description="CPUs that Ray reserves for a router")
+    threads: int | None = Field(None, ge=1, description="torch threads of each router and host")
+    link: LinkKind = Field("auto", description="auto: AF_UNIX within a node, TCP across nodes")
+    max_ingress: int | None = Field(None, ge=1, description="autoscale the ingress up to this many")
+    max_running: int = Field(64, ge=1, description="sequences that share a step")
+    max_waiting: int = Field(256, ge=0, description="requests in a router's queue")
+    step_tokens: int = Field(512, ge=1, description="tokens of one step")
+    kv_tokens: int = Field(65_536, ge=1, description="KV cache slots of a router")
+    reply_timeout_s: float = Field(5.0, gt=0, description="for one answer of an expert host")
+
+    @property
+    def served_name(self) -> str:
+        """The model's name in the API."""
+        if self.model_name is not None:
+            return self.model_name
+        return "mixray-demo" if self.model == DEMO_CHECKPOINT else self.model.resolve().name
+
+    @property
+    def uses_cuda(self) -> bool:
+        """Whether routers and hosts ask Ray for GPUs."""
+        return self.device == "cuda"
+
+    def cluster_config(self, model: ModelConfig) -> ClusterConfig:
+        """What the actors are born from.
+
+        Raises:
+            SettingsError: the hosts are too few or too small for the model's experts.
+        """
+        expert_hosts = self.expert_hosts if model.is_moe else 0
+        slots = self.slots_per_host or model.num_experts
+        if expert_hosts and expert_hosts * slots < model.num_experts:
+            raise SettingsError(
+                f"{expert_hosts} hosts of {slots} slots hold {expert_hosts * slots} experts; "
+                f"the model has {model.num_experts}"
+            )
+        return ClusterConfig(
+            model_dir=str(self.model.resolve()),
+            dtype=self.dtype or model.dtype,
+            device="cuda" if self.uses_cuda else "cpu",
+            routers=self.routers,
+            expert_hosts=expert_hosts,
+            slots_per_host=self.slots_per_host,
+            link=self.link,
+            num_threads=self.threads or _threads(self.routers + expert_hosts),
+            engine=EngineConfig(
+                max_running=self.max_running,
+                max_waiting=max(1, self.max_waiting),
+                step_tokens=self.step_tokens,
+                kv_tokens=self.kv_tokens,
+            ),
+            patience=Patience(reply_s=self.reply_timeout_s),
+        )
+
+
+def prepare_environment() -> None:
+    """Set what Ray reads when it starts: token authentication on, unless the user chose."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+def _threads(num_processes: int) -> int:
+    return max(1, (os.cpu_count() or 1) // num_processes)
