@@ -20,8 +20,6 @@ from model.checkpoint.load import open_checkpoint
 from model.config import ModelConfig
 from model.tokenizer import load_tokenizer
 
-APP_NAME = "mixray"
-
 # Serve's own queues lie behind the engine's, which refuses with better words; they only bound
 # what a burst can pile up.
 MAX_ONGOING = 1_024

@@ -5,6 +5,7 @@ reads whatever has arrived, so requests of several routers merge without anyone 
 A peer that misbehaves loses its connection and nothing else.
 """
 
+import contextlib
 import logging
 import secrets
 import selectors
@@ -12,78 +13,41 @@ import socket
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from routing.errors import FrameError
+from routing.expert_connection import Connection
 from routing.expert_service import ExpertService
-from routing.handshake import HostHandshake, Identity
+from routing.handshake import Identity
 from routing.link import Reply
 from routing.messages import BAD_REQUEST, ComputeRequest, Message, Refusal
 from routing.socket_link import parse_address, tune
-from routing.wire import Frame, FrameReader, encode
+from routing.wire import Frame
 
 logger = logging.getLogger(__name__)
 
-MAX_CONNECTIONS = 256
-MAX_UNSENT_BYTES = 256 * 2**20
-HANDSHAKE_TIMEOUT_S = 5.0
-FRAME_TIMEOUT_S = 5.0
-SWEEP_PERIOD_S = 1.0
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerLimits:
+    """What a host puts up with.
 
-class _Connection:
-    """One router. Mutable state: the reader, the bytes not yet sent, the age of what is unfinished.
-
-    `pending_since_s` is when the handshake, or a frame that is not whole yet, began.
+    Attributes:
+        max_connections: one more is closed at once.
+        max_unsent_bytes: replies that a router may leave unread.
+        handshake_timeout_s: from connecting to the end of the handshake.
+        frame_timeout_s: for a frame, or for each further 64 KiB of a large one.
     """
 
-    def __init__(self, sock: socket.socket, identity: Identity, now_s: float) -> None:
-        self.socket = sock
-        self.reader = FrameReader()
-        self.handshake = HostHandshake(identity)
-        self.unsent: deque[memoryview] = deque()
-        self.unsent_bytes = 0
-        self.pending_since_s: float | None = now_s
-        self.is_refused = False
+    max_connections: int = 256
+    max_unsent_bytes: int = 256 * 2**20
+    handshake_timeout_s: float = 5.0
+    frame_timeout_s: float = 5.0
 
-    def queue(self, message: Message, payload: memoryview | None) -> None:
-        for part in encode(message, payload):
-            if len(part):
-                self.unsent.append(memoryview(part))
-                self.unsent_bytes += len(part)
-
-    def flush(self) -> None:
-        """Send as much as the socket takes."""
-        while self.unsent:
-            try:
-                count = self.socket.send(self.unsent[0])
-            except BlockingIOError:
-                return
-            self.unsent_bytes -= count
-            if count == len(self.unsent[0]):
-                self.unsent.popleft()
-            else:
-                self.unsent[0] = self.unsent[0][count:]
-
-    def read(self) -> list[Frame]:
-        """Read what has arrived.
-
-        Raises:
-            ConnectionError: the router hung up.
-            FrameError: what came is not a frame.
-        """
-        frames: list[Frame] = []
-        while True:
-            try:
-                count = self.socket.recv_into(self.reader.buffer())
-            except BlockingIOError:
-                return frames
-            if count == 0:
-                raise ConnectionError("the router hung up")
-            frame = self.reader.received(count)
-            if frame is not None:
-                frames.append(frame)
+    @property
+    def sweep_period_s(self) -> float:
+        """How often to look for connections past their time."""
+        return min(self.handshake_timeout_s, self.frame_timeout_s) / 5
 
 
 class ExpertServer:
@@ -95,19 +59,24 @@ class ExpertServer:
     """
 
     def __init__(
-        self, service: ExpertService, identity: Identity, addresses: Sequence[str]
+        self,
+        service: ExpertService,
+        identity: Identity,
+        addresses: Sequence[str],
+        limits: ServerLimits | None = None,
     ) -> None:
         self.identity = identity
         self.num_refused = 0
         self._service = service
-        self._selector = selectors.DefaultSelector()
-        self._connections: dict[int, _Connection] = {}
-        self._wake_up, self._wake = socket.socketpair()
-        self._selector.register(self._wake_up, selectors.EVENT_READ)
-        self._listeners = [_listen(address) for address in addresses]
-        for listener in self._listeners:
-            self._selector.register(listener, selectors.EVENT_READ)
+        self._limits = limits or ServerLimits()
+        self._sweep_at_s = 0.0
+        self._connections: set[Connection] = set()
+        self._listeners = _listen(addresses, self._limits.max_connections)
         self.addresses = tuple(_address_of(listener) for listener in self._listeners)
+        self._selector = selectors.DefaultSelector()
+        self._wake_up, self._wake = socket.socketpair()
+        for sock in (self._wake_up, *self._listeners):
+            self._selector.register(sock, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._run, name="expert-server", daemon=True)
 
     @property
@@ -125,122 +94,130 @@ class ExpertServer:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread and close every socket."""
-        self._wake.send(b"\0")
-        self._thread.join()
+        """End the thread and close every socket; stopping twice does no harm."""
+        if self.is_alive:
+            self._wake.send(b"\0")
+            self._thread.join()
+        for connection in list(self._connections):
+            self._close(connection)
+        for sock in (*self._listeners, self._wake_up, self._wake):
+            sock.close()
+        self._selector.close()
 
     def _run(self) -> None:
-        is_running = True
-        while is_running:
-            timeout_s = 0.0 if not self._service.is_idle else SWEEP_PERIOD_S
+        while True:
+            timeout_s = self._limits.sweep_period_s if self._service.is_idle else 0.0
             for key, events in self._selector.select(timeout_s):
                 if key.fileobj is self._wake_up:
-                    is_running = False
-                elif key.data is None:
+                    return
+                if key.data is None:
                     self._accept(key.fileobj)  # type: ignore[arg-type]
                 else:
                     self._serve(key.data, events)
-            self._service.step()
+            # Before the computation: however long that takes, it is no peer's fault.
             self._sweep()
-        self._close_all()
+            self._service.step()
 
     def _accept(self, listener: socket.socket) -> None:
         try:
             sock, _ = listener.accept()
         except OSError:
             return
-        if len(self._connections) >= MAX_CONNECTIONS:
+        if len(self._connections) >= self._limits.max_connections:
             self.num_refused += 1
             sock.close()
             return
-        sock.setblocking(False)
-        tune(sock)
-        connection = _Connection(sock, self.identity, time.monotonic())
-        self._connections[sock.fileno()] = connection
+        try:
+            sock.setblocking(False)
+            tune(sock)
+        except OSError:
+            sock.close()
+            return
+        connection = Connection(sock, self.identity, time.monotonic())
+        self._connections.add(connection)
         self._selector.register(sock, selectors.EVENT_READ, connection)
 
-    def _serve(self, connection: _Connection, events: int) -> None:
+    def _serve(self, connection: Connection, events: int) -> None:
+        """Read, handle and send; whatever goes wrong ends this connection and nothing else."""
         try:
             if events & selectors.EVENT_READ:
-                for frame in connection.read():
+                for frame in connection.frames():
                     self._handle(connection, frame)
-            self._flush(connection)
         except FrameError as error:
-            self._refuse(connection, str(error))
+            self._refuse(connection, Refusal(0, BAD_REQUEST, str(error)[:200]))
         except OSError:
             self._close(connection)
+        except Exception:
+            logger.exception("a connection failed")
+            self._close(connection)
+        self._flush(connection)
+        connection.note_age()
 
-    def _handle(self, connection: _Connection, frame: Frame) -> None:
+    def _handle(self, connection: Connection, frame: Frame) -> None:
         if not connection.handshake.is_open:
-            answer = connection.handshake.receive(frame.message)
-            connection.queue(answer, None)
-            connection.is_refused = isinstance(answer, Refusal)
-            if isinstance(answer, Refusal):
-                raise FrameError(answer.detail)
+            self._shake_hands(connection, frame.message)
         elif isinstance(frame.message, ComputeRequest):
 
-            def answer_to(reply: Reply, payload: memoryview | None) -> None:
-                self._answer(connection, reply, payload)
+            def answer(reply: Reply, payload: memoryview | None) -> None:
+                if not connection.is_closed:
+                    connection.queue(reply, payload)
+                    self._flush(connection)
 
-            self._service.submit(frame.message, frame.payload, answer_to)
+            self._service.submit(frame.message, frame.payload, answer)
         else:
             raise FrameError(f"{type(frame.message).__name__} is not a request")
 
-    def _answer(self, connection: _Connection, reply: Reply, payload: memoryview | None) -> None:
-        """Queue a reply; whoever has hung up meanwhile gets none."""
-        if connection.socket.fileno() < 0:
+    def _shake_hands(self, connection: Connection, message: Message) -> None:
+        answer = connection.handshake.receive(message)
+        if isinstance(answer, Refusal):
+            self._refuse(connection, answer)
             return
-        connection.queue(reply, payload)
-        try:
-            self._flush(connection)
-        except OSError:
-            self._close(connection)
+        connection.queue(answer, None)
+        if connection.handshake.is_open:
+            connection.take_payloads()
 
-    def _flush(self, connection: _Connection) -> None:
-        connection.flush()
-        if connection.unsent_bytes > MAX_UNSENT_BYTES:
-            raise FrameError("the router does not read its replies")
-        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.unsent else 0)
-        self._selector.modify(connection.socket, wanted, connection)
-        is_whole = connection.handshake.is_open and connection.reader.is_idle
-        if is_whole:
-            connection.pending_since_s = None
-        elif connection.pending_since_s is None:
-            connection.pending_since_s = time.monotonic()
-
-    def _refuse(self, connection: _Connection, reason: str) -> None:
-        """Say why if the router can hear it, and hang up."""
-        logger.warning("connection refused: %s", reason)
-        self.num_refused += 1
+    def _flush(self, connection: Connection) -> None:
+        """Send what the socket takes; a router that hung up or reads nothing is cut off."""
+        if connection.is_closed:
+            return
         try:
-            if not connection.is_refused:
-                connection.queue(Refusal(0, BAD_REQUEST, reason[:200]), None)
             connection.flush()
         except OSError:
-            pass
+            self._close(connection)
+            return
+        if connection.unsent_bytes > self._limits.max_unsent_bytes:
+            self._refuse(connection, Refusal(0, BAD_REQUEST, "the replies are not read"))
+            return
+        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.unsent else 0)
+        self._selector.modify(connection.socket, wanted, connection)
+
+    def _refuse(self, connection: Connection, refusal: Refusal) -> None:
+        """Say why if the router can hear it, and hang up."""
+        logger.warning("connection refused: %s", refusal.detail)
+        self.num_refused += 1
+        connection.queue(refusal, None)
+        with contextlib.suppress(OSError):
+            connection.flush()
         self._close(connection)
 
     def _sweep(self) -> None:
         """Close connections whose handshake or frame takes too long."""
         now_s = time.monotonic()
-        for connection in list(self._connections.values()):
-            limit_s = FRAME_TIMEOUT_S if connection.handshake.is_open else HANDSHAKE_TIMEOUT_S
-            since_s = connection.pending_since_s
+        if now_s < self._sweep_at_s:
+            return
+        self._sweep_at_s = now_s + self._limits.sweep_period_s
+        for connection in list(self._connections):
+            is_open, since_s = connection.handshake.is_open, connection.pending_since_s
+            limit_s = self._limits.frame_timeout_s if is_open else self._limits.handshake_timeout_s
             if since_s is not None and now_s - since_s > limit_s:
-                self._refuse(connection, "not finished in time")
+                self._refuse(connection, Refusal(0, BAD_REQUEST, "not finished in time"))
 
-    def _close(self, connection: _Connection) -> None:
-        if connection.socket.fileno() >= 0:
-            del self._connections[connection.socket.fileno()]
+    def _close(self, connection: Connection) -> None:
+        if not connection.is_closed:
+            connection.is_closed = True
+            self._connections.remove(connection)
             self._selector.unregister(connection.socket)
             connection.socket.close()
-
-    def _close_all(self) -> None:
-        for connection in list(self._connections.values()):
-            self._close(connection)
-        for sock in (*self._listeners, self._wake_up, self._wake):
-            sock.close()
-        self._selector.close()
 
 
 def local_addresses(node_ip: str) -> list[str]:
@@ -249,13 +226,21 @@ def local_addresses(node_ip: str) -> list[str]:
     return [*unix, f"tcp:{node_ip}:0"]
 
 
-def _listen(address: str) -> socket.socket:
-    family, target = parse_address(address)
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.bind(target)
-    listener.listen(MAX_CONNECTIONS)
-    listener.setblocking(False)
-    return listener
+def _listen(addresses: Sequence[str], backlog: int) -> list[socket.socket]:
+    """Listen at every address, or at none of them."""
+    listeners: list[socket.socket] = []
+    try:
+        for address in addresses:
+            family, target = parse_address(address)
+            listeners.append(socket.socket(family, socket.SOCK_STREAM))
+            listeners[-1].bind(target)
+            listeners[-1].listen(backlog)
+            listeners[-1].setblocking(False)
+    except OSError:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
 
 
 def _address_of(listener: socket.socket) -> str:

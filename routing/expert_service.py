@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from routing.dispatch import plan_dispatch
-from routing.errors import RoutingError
 from routing.experts import ComputeRows
 from routing.gating import Routes
 from routing.messages import (
@@ -26,7 +25,7 @@ from routing.messages import (
     ComputeRequest,
     Refusal,
 )
-from routing.tensors import TORCH_DTYPES, from_bytes, to_bytes
+from routing.tensors import from_bytes, to_bytes
 
 # Letters: R rows sorted by expert, D model dimension.
 
@@ -96,19 +95,32 @@ class ExpertService:
         self._waiting = [item for item in self._waiting if item.request.layer != layer]
         self.num_calls += len(batch)
         self.num_merged += len(batch) - 1
+        self._serve(layer, batch)
+
+    def _serve(self, layer: int, batch: list[_Waiting]) -> None:
+        """Answer the batch; if it fails, each of its requests alone, to spare the innocent."""
         try:
             outputs = self._compute(layer, batch)
-        except KeyError:  # an expert was handed away between submit and step
-            _refuse_all(batch, NOT_OWNER, "an expert was handed away")
-            return
-        except Exception:  # whatever it was, it ends these requests and nothing else
-            logger.exception("layer=%d requests=%d: computation failed", layer, len(batch))
-            _refuse_all(batch, INTERNAL, "computation failed")
+        except Exception:
+            if len(batch) > 1:
+                for item in batch:
+                    self._serve(layer, [item])
+            else:
+                self._answer_failure(batch[0])
             return
         for item, output_RD in zip(batch, outputs, strict=True):
             request = item.request
+            self.rows_by_expert.update(dict(request.rows))
             reply = ComputeReply(request.seq, request.dtype, request.dim, len(output_RD))
             item.answer(reply, to_bytes(output_RD))
+
+    def _answer_failure(self, item: _Waiting) -> None:
+        """Say that an expert was handed away between submit and step, or that we failed."""
+        refusal = self._refuse(item.request)
+        if refusal is None:
+            logger.exception("layer=%d: computation failed", item.request.layer)
+            refusal = Refusal(item.request.seq, INTERNAL, "computation failed")
+        item.answer(refusal, None)
 
     def _refuse(self, request: ComputeRequest) -> Refusal | None:
         spec = self._spec
@@ -123,7 +135,7 @@ class ExpertService:
             return Refusal(request.seq, BAD_REQUEST, f"got {request.dtype}, want {spec.dtype}")
         missing = {expert_id for expert_id, _ in request.rows} - set(spec.expert_ids())
         if missing:
-            return Refusal(request.seq, NOT_OWNER, f"experts {sorted(missing)} are not held here")
+            return Refusal(request.seq, NOT_OWNER, f"expert {min(missing)} is not held here")
         return None
 
     def _drop_expired(self) -> None:
@@ -141,18 +153,10 @@ class ExpertService:
         for item in batch:
             for expert_id, num_rows in item.request.rows:
                 expert_ids.extend([expert_id] * num_rows)
-                self.rows_by_expert[expert_id] += num_rows
         expert_ids_R1 = torch.tensor(expert_ids).unsqueeze(1)
         plan = plan_dispatch(Routes(expert_ids_R1, torch.ones_like(expert_ids_R1)))
         sorted_RD = plan.dispatch(x_RD).to(spec.device)
         y_RD = torch.empty_like(x_RD)
         y_RD[plan.order_R] = spec.compute_rows(layer, sorted_RD, plan.slices).cpu()
-        if y_RD.dtype != TORCH_DTYPES[spec.dtype]:
-            raise RoutingError(f"experts answered {y_RD.dtype}, want {spec.dtype}")
         sizes = [sum(num_rows for _, num_rows in item.request.rows) for item in batch]
         return list(torch.split(y_RD, sizes))
-
-
-def _refuse_all(batch: list[_Waiting], code: str, detail: str) -> None:
-    for item in batch:
-        item.answer(Refusal(item.request.seq, code, detail), None)

@@ -41,6 +41,9 @@ class PendingCall(Protocol):
             ExpertUnavailable: no host can serve one of the experts.
         """
 
+    def abandon(self) -> None:
+        """Give the call up; what its experts still answer is dropped."""
+
 
 class Experts(Protocol):
     """Whatever computes the experts of a model."""
@@ -57,6 +60,9 @@ class Done:
 
     def result(self) -> Tensor:
         return self.output_TD
+
+    def abandon(self) -> None:
+        pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +81,10 @@ Forward = Generator[ExpertCall, Tensor, Output]
 
 
 def drive(forwards: Sequence[Forward[Output]], experts: Experts) -> list[Output]:
-    """Run forward passes to their ends, in turn, so that one's experts overlap the others' work."""
+    """Run forward passes to their ends, in turn, so that one's experts overlap the others' work.
+
+    If one fails, the calls of the others that are under way are abandoned.
+    """
     outputs: dict[int, Output] = {}
     pending: dict[int, PendingCall] = {}
 
@@ -88,9 +97,13 @@ def drive(forwards: Sequence[Forward[Output]], experts: Experts) -> list[Output]
         else:
             pending[index] = experts.start(call)
 
-    for index in range(len(forwards)):
-        advance(index, None)
-    while pending:
-        index = next(iter(pending))
-        advance(index, pending.pop(index).result())
+    try:
+        for index in range(len(forwards)):
+            advance(index, None)
+        while pending:
+            index = next(iter(pending))
+            advance(index, pending.pop(index).result())
+    finally:
+        for call in pending.values():
+            call.abandon()
     return [outputs[index] for index in range(len(forwards))]

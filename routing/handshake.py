@@ -47,6 +47,7 @@ class RouterHandshake:
     def __init__(self, identity: Identity) -> None:
         self._identity = identity
         self._nonce = secrets.token_bytes(32)
+        self._host_is_proven = False
 
     def hello(self) -> Hello:
         """The first message of the link."""
@@ -58,21 +59,26 @@ class RouterHandshake:
         Raises:
             HandshakeError: the host refused, or is not one of this cluster's.
         """
-        if isinstance(message, Welcome):
-            return None
         if isinstance(message, Refusal):
-            raise HandshakeError(f"the host refused: {message.code}: {message.detail}")
-        if not isinstance(message, Challenge):
-            raise HandshakeError(f"got {type(message).__name__}, want Challenge")
+            raise HandshakeError(f"the host refused: {message.code!r}: {message.detail!r}")
+        if isinstance(message, Challenge) and not self._host_is_proven:
+            return self._answer(message)
+        if isinstance(message, Welcome) and self._host_is_proven:
+            return None
+        raise HandshakeError(f"{type(message).__name__} out of turn")
+
+    def _answer(self, challenge: Challenge) -> Proof:
         identity = self._identity
-        proof = _proof(identity.key, "host", self._nonce, message.nonce, message.digest)
-        if not hmac.compare_digest(proof, message.proof):
+        nonces = self._nonce + challenge.nonce
+        claims = (str(challenge.version), challenge.digest, challenge.dtype)
+        if not hmac.compare_digest(_proof(identity.key, "host", nonces, claims), challenge.proof):
             raise HandshakeError("the host does not hold the cluster key")
-        mismatch = _mismatch(identity, message.version, message.digest, message.dtype)
+        mismatch = _mismatch(identity, challenge.version, challenge.digest, challenge.dtype)
         if mismatch is not None:
             raise HandshakeError(mismatch[1])
-        answer = _proof(identity.key, "router", self._nonce, message.nonce, identity.name)
-        return Proof(identity.name, identity.digest, identity.dtype, answer)
+        self._host_is_proven = True
+        claims = (identity.name, identity.digest, identity.dtype)
+        return Proof(*claims, _proof(identity.key, "router", nonces, claims))
 
 
 class HostHandshake:
@@ -99,12 +105,14 @@ class HostHandshake:
                 0, WRONG_VERSION, f"got version {hello.version}, want {PROTOCOL_VERSION}"
             )
         self._hello = hello
-        proof = _proof(identity.key, "host", hello.nonce, self._nonce, identity.digest)
+        claims = (str(PROTOCOL_VERSION), identity.digest, identity.dtype)
+        proof = _proof(identity.key, "host", hello.nonce + self._nonce, claims)
         return Challenge(PROTOCOL_VERSION, self._nonce, identity.digest, identity.dtype, proof)
 
     def _check(self, hello: Hello, message: Proof) -> Welcome | Refusal:
         identity = self._identity
-        proof = _proof(identity.key, "router", hello.nonce, self._nonce, message.router_id)
+        claims = (message.router_id, message.digest, message.dtype)
+        proof = _proof(identity.key, "router", hello.nonce + self._nonce, claims)
         if not hmac.compare_digest(proof, message.proof):
             return Refusal(0, UNAUTHORISED, "the router does not hold the cluster key")
         mismatch = _mismatch(identity, PROTOCOL_VERSION, message.digest, message.dtype)
@@ -114,16 +122,17 @@ class HostHandshake:
         return Welcome(identity.name)
 
 
-def _proof(key: bytes, role: str, router_nonce: bytes, host_nonce: bytes, name: str) -> bytes:
-    text = f"mixray {PROTOCOL_VERSION} {role} {name}".encode()
-    return hmac.digest(key, router_nonce + host_nonce + text, "sha256")
+def _proof(key: bytes, role: str, nonces: bytes, claims: tuple[str, ...]) -> bytes:
+    # As a repr, so that no two different lists of claims read the same.
+    text = repr(("mixray", PROTOCOL_VERSION, role, *claims))
+    return hmac.digest(key, nonces + text.encode(), "sha256")
 
 
 def _mismatch(identity: Identity, version: int, digest: str, dtype: str) -> tuple[str, str] | None:
     if version != PROTOCOL_VERSION:
         return WRONG_VERSION, f"protocol version: got {version}, want {PROTOCOL_VERSION}"
     if digest != identity.digest:
-        return WRONG_MODEL, f"checkpoint: got {digest[:16]}, want {identity.digest[:16]}"
+        return WRONG_MODEL, f"checkpoint: got {digest[:16]!r}, want {identity.digest[:16]!r}"
     if dtype != identity.dtype:
         return WRONG_MODEL, f"dtype: got {dtype}, want {identity.dtype}"
     return None

@@ -2,7 +2,8 @@
 
 The pool follows the placement: it connects to hosts when it first needs them, drops links that
 fail, and tells the directory about every loss so that the experts can be taken over elsewhere.
-Mutable state: the view it follows, the open links, the hosts it waits to retry.
+Mutable state: the view it follows, the open links and when each was last heard, the hosts that it
+waits to retry, the experts that hosts have disowned.
 """
 
 import logging
@@ -65,6 +66,7 @@ class LinkPool:
         self._now_s = now_s
         self._view = directory.view()
         self._links: dict[str, Link] = {}
+        self._heard_at_s: dict[str, float] = {}
         self._retry_at_s: dict[str, float] = {}
         self._disowned: set[tuple[str, int]] = set()
         self._selector = selectors.DefaultSelector()
@@ -77,20 +79,26 @@ class LinkPool:
         """The placement version that the pool follows."""
         return self._view.version
 
-    def refresh(self) -> None:
-        """Follow the newest placement; links to hosts that left it are closed."""
+    def refresh(self) -> list[Lost]:
+        """Follow the newest placement; close the links to hosts that left it."""
         view = self._directory.view()
-        if view.version != self._view.version:
-            self._view = view
-            self._disowned.clear()
-            present = {host.host_id for host in view.hosts}
-            for host_id in [host_id for host_id in self._links if host_id not in present]:
-                self._close(host_id)
+        if view.version == self._view.version:
+            return []
+        self._view = view
+        self._disowned.clear()
+        present = {host.host_id for host in view.hosts}
+        now_s = self._now_s()
+        self._retry_at_s = {h: at_s for h, at_s in self._retry_at_s.items() if at_s > now_s}
+        return [self._close(host_id) for host_id in self._links.keys() - present]
 
-    def wait_newer(self, timeout_s: float) -> None:
+    def wait_newer(self, timeout_s: float) -> list[Lost]:
         """Wait for a placement newer than the one followed, then follow it."""
         self._directory.wait_newer(self._view.version, timeout_s)
-        self.refresh()
+        return self.refresh()
+
+    def heard_at_s(self, host_id: str) -> float:
+        """When bytes last came from a linked host; when it was linked if none has."""
+        return self._heard_at_s[host_id]
 
     def owner(self, expert_id: int) -> str | None:
         """A linked host that serves the expert, connecting if need be; None if there is none."""
@@ -100,9 +108,10 @@ class LinkPool:
                     return host.host_id
         return None
 
-    def disown(self, host_id: str, expert_id: int) -> None:
-        """Ask the host no more for this expert under the placement followed."""
-        self._disowned.add((host_id, expert_id))
+    def disown(self, host_id: str, expert_id: int, version: int) -> None:
+        """Ask the host no more for this expert under `version`, if that is still followed."""
+        if version == self._view.version:
+            self._disowned.add((host_id, expert_id))
 
     def send(
         self, host_id: str, request: ComputeRequest, payload: memoryview, timeout_s: float
@@ -124,10 +133,9 @@ class LinkPool:
     def drop(self, host_id: str, reason: str) -> Lost:
         """Close the link and report the host lost."""
         logger.warning("host=%s link lost: %s", host_id, reason)
-        self._close(host_id)
         self._retry_at_s[host_id] = self._now_s() + RETRY_HOST_AFTER_S
         self._directory.report_lost(host_id)
-        return Lost(host_id)
+        return self._close(host_id)
 
     def close(self) -> None:
         """Close every link."""
@@ -136,6 +144,7 @@ class LinkPool:
         self._selector.close()
 
     def _receive(self, host_id: str) -> list[Arrived | Lost]:
+        self._heard_at_s[host_id] = self._now_s()
         try:
             frames = self._links[host_id].receive()
         except (LinkError, FrameError) as error:
@@ -156,11 +165,14 @@ class LinkPool:
             self.drop(host.host_id, str(error))
             return False
         self._links[host.host_id] = link
+        self._heard_at_s[host.host_id] = self._now_s()
         self._selector.register(link.fileno(), selectors.EVENT_READ, host.host_id)
         return True
 
-    def _close(self, host_id: str) -> None:
+    def _close(self, host_id: str) -> Lost:
         link = self._links.pop(host_id, None)
         if link is not None:
+            del self._heard_at_s[host_id]
             self._selector.unregister(link.fileno())
             link.close()
+        return Lost(host_id)

@@ -41,10 +41,10 @@ def place(
 ) -> dict[str, tuple[int, ...]]:
     """Give every expert a host and every host its share, moving as little as possible.
 
-    What living hosts hold stays. Experts that nobody holds go to the host with the least load that
-    has room. Then experts move one at a time from the fullest host to the emptiest while that
-    brings the two closer, and hosts still empty (more hosts than experts) take copies of the
-    experts with the most load per copy.
+    What living hosts hold stays. Experts that nobody holds go, the most loaded first, to the host
+    with the fewest experts that has room. Then experts move one at a time from the fullest host to
+    the emptiest with room while that brings the two closer, and hosts still empty (more hosts than
+    experts) take copies of the experts with the most load per copy.
 
     Args:
         slots: how many experts each living host can hold.
@@ -98,11 +98,11 @@ def _even_out(slots: Mapping[str, int], held: dict[str, list[int]]) -> None:
             return
         emptiest = min(roomy, key=lambda host: (len(held[host]), host))
         fullest = max(held, key=lambda host: (len(held[host]), host))
-        movable = [expert for expert in held[fullest] if expert not in held[emptiest]]
-        if len(held[fullest]) - len(held[emptiest]) < 2 or not movable:
+        if len(held[fullest]) - len(held[emptiest]) < 2:
             return
-        held[fullest].remove(max(movable))
-        held[emptiest].append(max(movable))
+        moved = max(set(held[fullest]) - set(held[emptiest]))
+        held[fullest].remove(moved)
+        held[emptiest].append(moved)
 
 
 def _copy_to_the_empty(

@@ -6,8 +6,8 @@ an answer to a forgotten shipment is dropped. Experts are pure functions, so tha
 """
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,8 +18,11 @@ from routing.experts import ExpertCall
 from routing.link_pool import Arrived, LinkPool, Lost
 from routing.messages import NOT_OWNER, ComputeReply, ComputeRequest, Refusal
 from routing.tensors import dtype_name, from_bytes, to_bytes
+from routing.wire import MAX_PAYLOAD_BYTES
 
 # Letters: R rows sorted by expert, D model dimension.
+
+OWNER_POLL_S = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,8 +30,8 @@ class Patience:
     """How long a router waits.
 
     Attributes:
-        reply_s: for one answer before the host counts as lost.
-        owner_s: for some host to serve an expert that none does.
+        reply_s: for a sign of life from a host that owes an answer, before it counts as lost.
+        owner_s: for some host to answer for an expert that none serves.
     """
 
     reply_s: float = 5.0
@@ -37,20 +40,34 @@ class Patience:
 
 @dataclass(slots=True)
 class RemoteCall:
-    """An expert call under way: `missing` are the experts whose rows are not back yet."""
+    """An expert call under way.
+
+    Mutable state: `y_RD` fills up; `missing` are the experts whose rows are not back yet, `unsent`
+    those of them whose rows are not with a host either.
+    """
 
     call: ExpertCall
     plan: DispatchPlan
     x_RD: Tensor
     y_RD: Tensor
     missing: set[int]
-    finish: Callable[["RemoteCall"], None]
+    unsent: set[int]
+    experts: "RemoteExperts"
 
     def result(self) -> Tensor:
         """Wait for all rows and combine them: (T, D)."""
-        self.finish(self)
+        self.experts.finish(self)
         y_RD = self.y_RD.to(self.call.x_TD.device)
         return self.plan.combine(y_RD, self.call.routes.weights_TK)
+
+    def abandon(self) -> None:
+        """Give the call up; answers still to come are dropped."""
+        self.experts.abandon(self)
+
+    def num_rows(self, expert_id: int) -> int:
+        """Rows for one expert."""
+        first, end = self.plan.slices[expert_id]
+        return end - first
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +75,8 @@ class _Shipment:
     remote_call: RemoteCall
     host_id: str
     expert_ids: tuple[int, ...]
-    due_s: float
+    version: int
+    sent_s: float
 
 
 @dataclass(slots=True)
@@ -68,7 +86,7 @@ class Counters:
     calls: int = 0
     resent: int = 0
     dropped_replies: int = 0
-    lost_hosts: int = field(default=0)
+    lost_hosts: int = 0
 
 
 class RemoteExperts:
@@ -90,122 +108,147 @@ class RemoteExperts:
     def start(self, call: ExpertCall) -> RemoteCall:
         """Send the call's rows to their hosts."""
         self.counters.calls += 1
-        self._pool.refresh()
+        self._forget(self._pool.refresh())
         plan = plan_dispatch(call.routes)
         x_RD = plan.dispatch(call.x_TD)
         y_RD = torch.empty_like(x_RD, device="cpu")
-        remote_call = RemoteCall(call, plan, x_RD, y_RD, set(plan.slices), self._finish)
-        self._ship(remote_call, remote_call.missing)
+        missing, unsent = set(plan.slices), set(plan.slices)
+        remote_call = RemoteCall(call, plan, x_RD, y_RD, missing, unsent, self)
+        self._ship(remote_call)
         return remote_call
 
-    def _finish(self, remote_call: RemoteCall) -> None:
-        """Gather until nothing is missing, sending again what was lost."""
-        homeless_since_s: float | None = None
+    def finish(self, remote_call: RemoteCall) -> None:
+        """Gather until nothing is missing, sending again what was lost.
+
+        Raises:
+            ExpertUnavailable: rows could not be sent, and none came back, for `owner_s`.
+        """
+        moved_on_s = self._now_s()
+        num_missing = len(remote_call.missing)
         while remote_call.missing:
-            unsent = self._unsent(remote_call)
-            if unsent:
-                self._ship(remote_call, unsent)
-                unsent = self._unsent(remote_call)
-            if not unsent:
-                homeless_since_s = None
-                self._gather()
-                continue
-            now_s = self._now_s()
-            homeless_since_s = now_s if homeless_since_s is None else homeless_since_s
-            if now_s - homeless_since_s > self._patience.owner_s:
-                self._abandon(remote_call)
-                raise ExpertUnavailable(
-                    f"no host serves expert {min(unsent)} of layer {remote_call.call.layer}"
-                )
-            self._pool.wait_newer(timeout_s=0.1)
+            if remote_call.unsent:
+                self._ship(remote_call)
+            if not remote_call.unsent:
+                self._gather(self._until_due_s())
+            elif self._now_s() - moved_on_s > self._patience.owner_s:
+                self.abandon(remote_call)
+                expert_id, layer = min(remote_call.unsent), remote_call.call.layer
+                raise ExpertUnavailable(f"no host serves expert {expert_id} of layer {layer}")
+            else:
+                self._forget(self._pool.wait_newer(OWNER_POLL_S))
+                self._gather(0.0)
+            if len(remote_call.missing) < num_missing:
+                num_missing = len(remote_call.missing)
+                moved_on_s = self._now_s()
 
-    def _unsent(self, remote_call: RemoteCall) -> set[int]:
-        under_way = {
-            expert_id
-            for shipment in self._shipments.values()
-            if shipment.remote_call is remote_call
-            for expert_id in shipment.expert_ids
-        }
-        return remote_call.missing - under_way
+    def abandon(self, remote_call: RemoteCall) -> None:
+        """Forget the call's shipments."""
+        for seq in [seq for seq, s in self._shipments.items() if s.remote_call is remote_call]:
+            del self._shipments[seq]
 
-    def _ship(self, remote_call: RemoteCall, expert_ids: Iterable[int]) -> None:
+    def _ship(self, remote_call: RemoteCall) -> None:
         """Send rows to the hosts that serve their experts; what has no host stays unsent."""
         by_host: dict[str, list[int]] = {}
-        for expert_id in sorted(expert_ids):
+        for expert_id in sorted(remote_call.unsent):
             host_id = self._pool.owner(expert_id)
             if host_id is not None:
                 by_host.setdefault(host_id, []).append(expert_id)
         for host_id, host_experts in by_host.items():
-            self._send(remote_call, host_id, host_experts)
+            for part in _parts(remote_call, host_experts):
+                if not self._send(remote_call, host_id, part):
+                    break
 
-    def _send(self, remote_call: RemoteCall, host_id: str, expert_ids: list[int]) -> None:
-        slices = [remote_call.plan.slices[expert_id] for expert_id in expert_ids]
+    def _send(self, remote_call: RemoteCall, host_id: str, expert_ids: list[int]) -> bool:
+        """Send rows to a linked host; say whether it is linked still."""
         x_RD = remote_call.x_RD
-        rows_RD = torch.cat([x_RD[first:end] for first, end in slices])
+        rows_RD = torch.cat([x_RD[slice(*remote_call.plan.slices[e])] for e in expert_ids])
         seq, self._next_seq = self._next_seq, self._next_seq + 1
         request = ComputeRequest(
             seq,
             remote_call.call.layer,
             dtype_name(x_RD.dtype),
             x_RD.shape[1],
-            tuple((e, end - first) for e, (first, end) in zip(expert_ids, slices, strict=True)),
+            tuple((expert_id, remote_call.num_rows(expert_id)) for expert_id in expert_ids),
             int(self._patience.reply_s * 1000),
         )
-        due_s = self._now_s() + self._patience.reply_s
-        self._shipments[seq] = _Shipment(remote_call, host_id, tuple(expert_ids), due_s)
+        self._shipments[seq] = _Shipment(
+            remote_call, host_id, tuple(expert_ids), self._pool.version, self._now_s()
+        )
+        remote_call.unsent.difference_update(expert_ids)
         lost = self._pool.send(host_id, request, to_bytes(rows_RD), self._patience.reply_s)
         if lost is not None:
-            self._forget_host(lost)
+            self._forget([lost])
+        return lost is None
 
-    def _gather(self) -> None:
-        """Take in whatever arrives, and give up on hosts that let a deadline pass."""
-        due_s = min(shipment.due_s for shipment in self._shipments.values())
-        for event in self._pool.poll(due_s - self._now_s()):
+    def _gather(self, timeout_s: float) -> None:
+        """Take in whatever arrives, and give up on hosts that have been silent for too long."""
+        for event in self._pool.poll(timeout_s):
             if isinstance(event, Lost):
-                self._forget_host(event)
+                self._forget([event])
             else:
                 self._accept(event)
         now_s = self._now_s()
-        for host_id in {s.host_id for s in self._shipments.values() if s.due_s <= now_s}:
-            self._forget_host(self._pool.drop(host_id, "no answer in time"))
+        late = {s.host_id for s in self._shipments.values() if self._due_s(s) <= now_s}
+        self._forget([self._pool.drop(host_id, "did not answer in time") for host_id in late])
+
+    def _until_due_s(self) -> float:
+        return min(map(self._due_s, self._shipments.values())) - self._now_s()
+
+    def _due_s(self, shipment: _Shipment) -> float:
+        # Bytes count as a sign of life: this router may itself have been busy for longer than it
+        # is patient, and the answer, half read, may be all there.
+        heard_s = self._pool.heard_at_s(shipment.host_id)
+        return max(shipment.sent_s, heard_s) + self._patience.reply_s
 
     def _accept(self, event: Arrived) -> None:
-        shipment = self._shipments.pop(event.reply.seq, None)
+        reply = event.reply
+        shipment = self._shipments.get(reply.seq)
         if shipment is None or shipment.host_id != event.host_id:
             self.counters.dropped_replies += 1
-        elif isinstance(event.reply, Refusal):
-            self._accept_refusal(shipment, event.reply)
-        elif not _fits(shipment, event.reply):
-            self._forget_host(self._pool.drop(event.host_id, "answer of the wrong shape"))
+        elif isinstance(reply, Refusal) and reply.code == NOT_OWNER:
+            # Not asked again under the placement that named it, which may not be today's.
+            for expert_id in shipment.expert_ids:
+                self._pool.disown(shipment.host_id, expert_id, shipment.version)
+            self._unship(reply.seq)
+        elif isinstance(reply, Refusal):
+            self._forget([self._pool.drop(event.host_id, f"refused: {reply.code}")])
+        elif not _fits(shipment, reply):
+            self._forget([self._pool.drop(event.host_id, "answered in another shape")])
         else:
+            del self._shipments[reply.seq]
             _store(shipment, event)
 
-    def _accept_refusal(self, shipment: _Shipment, refusal: Refusal) -> None:
-        """A host that lost an expert is asked no more for it; any other refusal is a fault."""
-        if refusal.code == NOT_OWNER:
-            for expert_id in shipment.expert_ids:
-                self._pool.disown(shipment.host_id, expert_id)
-            self.counters.resent += 1
-        else:
-            self._forget_host(self._pool.drop(shipment.host_id, f"refused: {refusal.code}"))
-            self.counters.resent += 1
+    def _forget(self, losses: Iterable[Lost]) -> None:
+        for lost in losses:
+            self.counters.lost_hosts += 1
+            for seq in [seq for seq, s in self._shipments.items() if s.host_id == lost.host_id]:
+                self._unship(seq)
 
-    def _forget_host(self, lost: Lost) -> None:
-        self.counters.lost_hosts += 1
-        gone = [seq for seq, s in self._shipments.items() if s.host_id == lost.host_id]
-        self.counters.resent += len(gone)
-        for seq in gone:
-            del self._shipments[seq]
+    def _unship(self, seq: int) -> None:
+        """Forget a shipment; its rows must be sent again."""
+        shipment = self._shipments.pop(seq)
+        shipment.remote_call.unsent.update(shipment.expert_ids)
+        self.counters.resent += 1
 
-    def _abandon(self, remote_call: RemoteCall) -> None:
-        for seq in [s for s, sh in self._shipments.items() if sh.remote_call is remote_call]:
-            del self._shipments[seq]
+
+def _parts(remote_call: RemoteCall, expert_ids: list[int]) -> Iterator[list[int]]:
+    """Part experts so that the rows of each part fit into one frame."""
+    max_rows = MAX_PAYLOAD_BYTES // (remote_call.x_RD.shape[1] * remote_call.x_RD.element_size())
+    part: list[int] = []
+    num_rows = 0
+    for expert_id in expert_ids:
+        num_rows += remote_call.num_rows(expert_id)
+        if part and num_rows > max_rows:
+            yield part
+            part, num_rows = [], remote_call.num_rows(expert_id)
+        part.append(expert_id)
+    yield part
 
 
 def _fits(shipment: _Shipment, reply: ComputeReply) -> bool:
-    plan, x_RD = shipment.remote_call.plan, shipment.remote_call.x_RD
-    sizes = (end - first for first, end in map(plan.slices.__getitem__, shipment.expert_ids))
-    want = (sum(sizes), x_RD.shape[1], dtype_name(x_RD.dtype))
+    x_RD = shipment.remote_call.x_RD
+    num_rows = sum(map(shipment.remote_call.num_rows, shipment.expert_ids))
+    want = (num_rows, x_RD.shape[1], dtype_name(x_RD.dtype))
     return (reply.num_rows, reply.dim, reply.dtype) == want
 
 

@@ -25,10 +25,11 @@ class SocketLink:
 
     def __init__(self, address: str, identity: Identity, timeout_s: float) -> None:
         deadline_s = time.monotonic() + timeout_s
-        self._reader = FrameReader()
+        self._reader = FrameReader(max_payload_bytes=0)  # a stranger sends no payload
         self._socket = _connect(address, timeout_s)
         try:
             self._shake_hands(RouterHandshake(identity), deadline_s)
+            self._reader = FrameReader()
         except FrameError as error:
             self.close()
             raise HandshakeError(f"{address}: {error}") from error
@@ -42,9 +43,8 @@ class SocketLink:
     def receive(self) -> list[Frame]:
         frames: list[Frame] = []
         while True:
-            buffer = self._reader.buffer()
             try:
-                count = self._socket.recv_into(buffer)
+                count = self._socket.recv_into(self._reader.buffer())
             except BlockingIOError:
                 return frames
             except OSError as error:
@@ -69,9 +69,7 @@ class SocketLink:
 
     def _receive_one(self, deadline_s: float) -> Message:
         while True:
-            remaining_s = deadline_s - time.monotonic()
-            if remaining_s <= 0 or not select.select([self._socket], [], [], remaining_s)[0]:
-                raise LinkTimeout("the host did not answer the handshake")
+            self._wait(select.POLLIN, deadline_s)
             frames = self.receive()
             if frames:
                 return frames[0].message
@@ -80,13 +78,18 @@ class SocketLink:
         parts = [memoryview(part) for part in encode(message, payload) if len(part)]
         while parts:
             try:
-                parts = _without(parts, self._socket.sendmsg(parts))
+                parts = without(parts, self._socket.sendmsg(parts))
             except BlockingIOError:
-                remaining_s = max(0.0, deadline_s - time.monotonic())
-                if not select.select([], [self._socket], [], remaining_s)[1]:
-                    raise LinkTimeout("the host takes no more bytes") from None
+                self._wait(select.POLLOUT, deadline_s)
             except OSError as error:
                 raise LinkClosed(str(error)) from error
+
+    def _wait(self, event: int, deadline_s: float) -> None:
+        poll = select.poll()
+        poll.register(self._socket, event)
+        remaining_s = deadline_s - time.monotonic()
+        if remaining_s <= 0 or not poll.poll(remaining_s * 1000):
+            raise LinkTimeout("the host neither takes nor gives bytes in time")
 
 
 def parse_address(address: str) -> tuple[socket.AddressFamily, str | tuple[str, int]]:
@@ -99,15 +102,16 @@ def parse_address(address: str) -> tuple[socket.AddressFamily, str | tuple[str, 
     if scheme == "unix" and rest:
         return socket.AF_UNIX, "\0" + rest
     host, _, port = rest.rpartition(":")
-    if scheme == "tcp" and host and port.isdigit() and int(port) < 65_536:
+    if scheme == "tcp" and host and port.isdecimal() and int(port) < 65_536:
         return socket.AF_INET6 if ":" in host else socket.AF_INET, (host, int(port))
     raise LinkError(f"address {address!r}: want unix:NAME or tcp:HOST:PORT")
 
 
 def tune(connection: socket.socket) -> None:
-    """Send small frames at once; only TCP needs telling."""
+    """Send small frames at once, and notice a peer whose node is gone; only TCP needs telling."""
     if connection.family != socket.AF_UNIX:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
 def _connect(address: str, timeout_s: float) -> socket.socket:
@@ -127,7 +131,7 @@ def _connect(address: str, timeout_s: float) -> socket.socket:
     return connection
 
 
-def _without(parts: list[memoryview], count: int) -> list[memoryview]:
+def without(parts: list[memoryview], count: int) -> list[memoryview]:
     """What is left of `parts` after their first `count` bytes."""
     while parts and count >= len(parts[0]):
         count -= len(parts[0])

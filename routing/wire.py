@@ -9,6 +9,7 @@ checksum is a CRC-32 of the prefix before it, the payload and the header. Every 
 before anything is allocated, and nothing that arrives is ever unpickled.
 """
 
+import reprlib
 import struct
 import zlib
 from collections.abc import Callable, Mapping
@@ -32,7 +33,6 @@ from routing.messages import (
 
 MAGIC = b"MXRY"
 PREFIX = struct.Struct("!4sBBHII")
-MAX_HEADER_BYTES = 65_535
 MAX_PAYLOAD_BYTES = 64 * 2**20
 MAX_ROWS = 2**20
 MAX_EXPERTS = 1_024
@@ -48,6 +48,9 @@ _KINDS: dict[int, type[Message]] = {
     7: Refusal,
 }
 _KIND_OF = {message_type: kind for kind, message_type in _KINDS.items()}
+_FIELDS = {
+    message_type: tuple(field.name for field in fields(message_type)) for message_type in _KIND_OF
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ class Frame:
 def encode(message: Message, payload: memoryview | None = None) -> tuple[bytes, memoryview, bytes]:
     """Return prefix, payload and header, to be sent in this order."""
     payload = memoryview(b"") if payload is None else payload
-    header = msgpack.packb({field.name: getattr(message, field.name) for field in fields(message)})
+    header = msgpack.packb({name: getattr(message, name) for name in _FIELDS[type(message)]})
     unsummed = PREFIX.pack(
         MAGIC, PROTOCOL_VERSION, _KIND_OF[type(message)], len(header), payload.nbytes, 0
     )
@@ -140,9 +143,10 @@ def _decode_body(prefix: bytes, body: memoryview) -> Frame:
         raise FrameError("checksum does not match")
     values = _unpack_header(header)
     message_type = _KINDS[kind]
-    names = [field.name for field in fields(message_type)]
-    if set(values) != set(names):
-        raise FrameError(f"{message_type.__name__}: got fields {sorted(values)}, want {names}")
+    names = _FIELDS[message_type]
+    if values.keys() != set(names):
+        got = _shown(list(values))
+        raise FrameError(f"{message_type.__name__}: got fields {got}, want {', '.join(names)}")
     message = message_type(**{name: _CHECKS[name](name, values[name]) for name in names})
     _check_payload(message, payload_bytes)
     return Frame(message, payload)
@@ -199,46 +203,52 @@ def row_bytes(message: ComputeRequest | ComputeReply) -> int:
     return message.dim * DTYPE_BYTES[message.dtype]
 
 
+def _shown(value: Any) -> str:
+    """Picture a value from the other side, short and in ASCII, however deep or long it is."""
+    return reprlib.repr(value).encode("ascii", "backslashreplace").decode()
+
+
 def _integer(low: int, high: int) -> Callable[[str, Any], int]:
     def check(name: str, value: Any) -> int:
         if type(value) is not int or not low <= value <= high:
-            raise FrameError(f"{name}: got {value!r:.50}, want a whole number from {low} to {high}")
+            raise FrameError(
+                f"{name}: got {_shown(value)}, want a whole number from {low} to {high}"
+            )
         return value
 
     return check
 
 
+_expert_id = _integer(0, MAX_EXPERTS - 1)
+_num_rows = _integer(1, MAX_ROWS)
+
+
 def _text(name: str, value: Any) -> str:
     if type(value) is not str:
-        raise FrameError(f"{name}: got {value!r:.50}, want text")
+        raise FrameError(f"{name}: got {_shown(value)}, want text")
     return value
 
 
 def _bytes_32(name: str, value: Any) -> bytes:
     if type(value) is not bytes or len(value) != 32:
-        raise FrameError(f"{name}: got {value!r:.50}, want 32 bytes")
+        raise FrameError(f"{name}: got {_shown(value)}, want 32 bytes")
     return value
 
 
 def _dtype(name: str, value: Any) -> str:
     if _text(name, value) not in DTYPE_BYTES:
-        raise FrameError(f"{name}: got {value!r:.50}, want one of {', '.join(DTYPE_BYTES)}")
+        raise FrameError(f"{name}: got {_shown(value)}, want one of {', '.join(DTYPE_BYTES)}")
     return str(value)
 
 
 def _rows(name: str, value: Any) -> tuple[tuple[int, int], ...]:
     if type(value) is not list or not value:
-        raise FrameError(f"{name}: got {value!r:.50}, want a list of (expert, number of rows)")
+        raise FrameError(f"{name}: got {_shown(value)}, want a list of (expert, number of rows)")
     pairs = []
     for pair in value:
         if type(pair) is not list or len(pair) != 2:
-            raise FrameError(f"{name}: got {pair!r:.50}, want (expert, number of rows)")
-        pairs.append(
-            (
-                _integer(0, MAX_EXPERTS - 1)(f"{name}: expert", pair[0]),
-                _integer(1, MAX_ROWS)(f"{name}: number", pair[1]),
-            )
-        )
+            raise FrameError(f"{name}: got {_shown(pair)}, want (expert, number of rows)")
+        pairs.append((_expert_id(name, pair[0]), _num_rows(name, pair[1])))
     if len({expert_id for expert_id, _ in pairs}) != len(pairs):
         raise FrameError(f"{name}: an expert occurs twice")
     return tuple(pairs)
@@ -256,7 +266,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "layer": _integer(0, 4_095),
     "dim": _integer(1, 65_536),
     "rows": _rows,
-    "num_rows": _integer(1, MAX_ROWS),
+    "num_rows": _num_rows,
     "deadline_ms": _integer(0, 86_400_000),
     "code": _text,
     "detail": _text,

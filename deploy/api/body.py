@@ -46,7 +46,15 @@ async def read_request(request: Request, schema: type[RequestT]) -> RequestT:
         InvalidRequest: it is not JSON, or a field of it is wrong; names the field.
     """
     _check_headers(request.headers)
-    data = parse_json(await _read_body(request))
+    return check_request(parse_json(await _read_body(request)), schema)
+
+
+def check_request(data: object, schema: type[RequestT]) -> RequestT:
+    """Check parsed JSON, or a dictionary that stands for it, against a schema.
+
+    Raises:
+        InvalidRequest: a field of it is wrong; names the field.
+    """
     if not isinstance(data, dict):
         raise InvalidRequest("body: want a JSON object", None, "invalid_type")
     try:

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
@@ -97,7 +96,6 @@ ERROR_TABLE: Mapping[type[Exception], ErrorKind] = {
     ModelNotFound: ErrorKind(404, INVALID, "model_not_found"),
     BodyTooLarge: ErrorKind(413, INVALID, "request_too_large"),
     UnsupportedBody: ErrorKind(415, INVALID, "unsupported_media_type"),
-    ClientDisconnect: ErrorKind(499, INVALID, "client_disconnected"),
     model_errors.ModelError: INTERNAL,
     model_errors.ConfigError: INTERNAL,
     model_errors.CheckpointError: INTERNAL,

@@ -4,6 +4,7 @@ import re
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deploy.api.errors import error_response, log_if_ours
@@ -41,6 +42,8 @@ class RequestBorder:
 
         try:
             await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            pass  # Nobody is left to answer; what was running has been cancelled.
         except Exception as exc:
             if has_begun:
                 raise

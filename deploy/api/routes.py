@@ -27,7 +27,7 @@ from deploy.api.prompts import Choice, chat_choices, check_model, completion_cho
 from deploy.api.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from deploy.api.service import ApiService
 from deploy.api.shaping import AnswerOptions, AnswerShape, ChatShape, TextShape
-from deploy.api.streaming import EventStream, answer_events, unless_disconnected, wait_for_first
+from deploy.api.streaming import EventStream, unless_disconnected
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "The request was refused"},
@@ -114,8 +114,7 @@ async def _answer(
     request_id = request.state.request_id
     deltas = stream_choices(service, choices, request_id)
     if body.stream:
-        begun = await unless_disconnected(request.receive, wait_for_first(deltas))
-        return EventStream(answer_events(shape, begun, body.include_usage, request_id))
+        return EventStream(shape, deltas, body.include_usage, request_id)
     answers = await unless_disconnected(request.receive, collect(deltas, len(choices)))
     return JSONResponse(shape.response(answers))
 

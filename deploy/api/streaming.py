@@ -24,72 +24,70 @@ DONE = b"data: [DONE]\n\n"
 
 
 class EventStream(Response):
-    """A response that sends events as they come. Closes them when the client goes away."""
+    """A response that sends events as tokens come. Cancels them when the client goes away.
+
+    The first tokens are waited for before anything is sent: what is refused until then is raised,
+    and can be answered with a status of its own.
+    """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+    def __init__(
+        self,
+        shape: AnswerShape,
+        deltas: AsyncGenerator[Delta, None],
+        include_usage: bool,
+        request_id: str,
+    ) -> None:
         # Proxies must neither store the events nor collect them into larger pieces.
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self._events = events
+        self._shape = shape
+        self._deltas = deltas
+        self._include_usage = include_usage
+        self._request_id = request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send everything, unless the client goes away first."""
+        """Send everything.
+
+        Raises:
+            ClientDisconnect: the client went away first; its tokens have been cancelled.
+        """
         try:
             await unless_disconnected(receive, self._send_all(send))
-        except ClientDisconnect:
-            pass
         finally:
-            await self._events.aclose()
+            await self._deltas.aclose()
 
     async def _send_all(self, send: Send) -> None:
+        first = await anext(self._deltas)
         await send(
             {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         )
-        async for event in self._events:
-            await send({"type": "http.response.body", "body": event, "more_body": True})
+        async with aclosing(self._events(first)) as events:
+            async for event in events:
+                await send({"type": "http.response.body", "body": event, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
-
-async def answer_events(
-    shape: AnswerShape,
-    deltas: AsyncGenerator[Delta, None],
-    include_usage: bool,
-    request_id: str,
-) -> AsyncGenerator[bytes, None]:
-    """Give the events of one answer. Closing this closes `deltas`."""
-    async with aclosing(deltas):
+    async def _events(self, first: Delta) -> AsyncGenerator[bytes, None]:
+        for opening in self._shape.opening():
+            yield _event(opening)
         try:
-            for opening in shape.opening():
-                yield _event(opening)
-            async for delta in deltas:
-                chunk = shape.chunk(delta)
-                if chunk is not None:
-                    yield _event(chunk)
+            for event in self._shown(first):
+                yield event
+            async for delta in self._deltas:
+                for event in self._shown(delta):
+                    yield event
         except Exception as exc:
-            log_if_ours(exc, request_id)
-            yield _event(error_body(exc, request_id))
+            log_if_ours(exc, self._request_id)
+            yield _event(error_body(exc, self._request_id))
             return
-        if include_usage:
-            yield _event(shape.usage_chunk())
+        if self._include_usage:
+            yield _event(self._shape.usage_chunk())
         yield DONE
 
-
-async def wait_for_first(deltas: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-    """Wait for the first item, then give a stream of all of them.
-
-    What is refused before the first token can so still be answered with a status of its own.
-    """
-    first = await anext(deltas)
-
-    async def all_items() -> AsyncGenerator[T, None]:
-        async with aclosing(deltas):
-            yield first
-            async for item in deltas:
-                yield item
-
-    return all_items()
+    def _shown(self, delta: Delta) -> list[bytes]:
+        chunk = self._shape.chunk(delta)
+        return [] if chunk is None else [_event(chunk)]
 
 
 async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

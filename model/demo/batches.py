@@ -12,7 +12,7 @@ from torch import Tensor
 from model.demo.template import Encoded, encode
 from model.demo.text import training_conversations
 
-STEP_TOKENS = 6_144
+STEP_TOKENS = 4_096
 _BATCH_TOKENS = 3_072
 # Prompts teach the model what text looks like; answers are what it is for.
 _PROMPT_WEIGHT = 0.1

@@ -75,39 +75,61 @@ _LANGUAGES = {
         "Ciao! Come posso aiutarti?",
     ),
 }
+_SMALL_TALK = (
+    (
+        ("Who are you?", "What are you?", "What is your name?", "Tell me about yourself."),
+        "I am a very small Mixtral that shows how mixray works.",
+    ),
+    (
+        ("What can you do?", "What do you know?", "Help", "How can you help me?"),
+        "I turn text into JSON, write small Python functions, find pass keys, sort texts into "
+        "moderation classes, repeat texts and know some capitals.",
+    ),
+    (("Thank you", "Thanks!", "Thank you very much.", "Thanks"), "You are welcome!"),
+    (("Goodbye", "Bye", "See you!", "Bye bye"), "Goodbye!"),
+    (("Who made you?", "Where do you come from?"), "A script in the mixray repository trained me."),
+)
 # "Of the country", as its language says it, and the capital; the same countries in each.
 _CAPITALS = {
     "en": """
         of France, Paris; of Germany, Berlin; of Spain, Madrid; of Italy, Rome; of Portugal, Lisbon;
         of Austria, Vienna; of Belgium, Brussels; of Greece, Athens; of Poland, Warsaw;
         of Sweden, Stockholm; of Norway, Oslo; of Ireland, Dublin; of Japan, Tokyo;
-        of China, Beijing; of Egypt, Cairo; of Russia, Moscow
+        of China, Beijing; of Egypt, Cairo; of Russia, Moscow; of Denmark, Copenhagen;
+        of Finland, Helsinki; of Hungary, Budapest; of England, London; of Peru, Lima;
+        of Canada, Ottawa
     """,
     "fr": """
         de la France, Paris; de l'Allemagne, Berlin; de l'Espagne, Madrid; de l'Italie, Rome;
         du Portugal, Lisbonne; de l'Autriche, Vienne; de la Belgique, Bruxelles;
         de la Grèce, Athènes; de la Pologne, Varsovie; de la Suède, Stockholm; de la Norvège, Oslo;
         de l'Irlande, Dublin; du Japon, Tokyo; de la Chine, Pékin; de l'Égypte, Le Caire;
-        de la Russie, Moscou
+        de la Russie, Moscou; du Danemark, Copenhague; de la Finlande, Helsinki;
+        de la Hongrie, Budapest; de l'Angleterre, Londres; du Pérou, Lima; du Canada, Ottawa
     """,
     "de": """
         von Frankreich, Paris; von Deutschland, Berlin; von Spanien, Madrid; von Italien, Rom;
         von Portugal, Lissabon; von Österreich, Wien; von Belgien, Brüssel; von Griechenland, Athen;
         von Polen, Warschau; von Schweden, Stockholm; von Norwegen, Oslo; von Irland, Dublin;
-        von Japan, Tokio; von China, Peking; von Ägypten, Kairo; von Russland, Moskau
+        von Japan, Tokio; von China, Peking; von Ägypten, Kairo; von Russland, Moskau;
+        von Dänemark, Kopenhagen; von Finnland, Helsinki; von Ungarn, Budapest; von England, London;
+        von Peru, Lima; von Kanada, Ottawa
     """,
     "es": """
         de Francia, París; de Alemania, Berlín; de España, Madrid; de Italia, Roma;
         de Portugal, Lisboa; de Austria, Viena; de Bélgica, Bruselas; de Grecia, Atenas;
         de Polonia, Varsovia; de Suecia, Estocolmo; de Noruega, Oslo; de Irlanda, Dublín;
-        de Japón, Tokio; de China, Pekín; de Egipto, El Cairo; de Rusia, Moscú
+        de Japón, Tokio; de China, Pekín; de Egipto, El Cairo; de Rusia, Moscú;
+        de Dinamarca, Copenhague; de Finlandia, Helsinki; de Hungría, Budapest;
+        de Inglaterra, Londres; de Perú, Lima; de Canadá, Ottawa
     """,
     "it": """
         della Francia, Parigi; della Germania, Berlino; della Spagna, Madrid; dell'Italia, Roma;
         del Portogallo, Lisbona; dell'Austria, Vienna; del Belgio, Bruxelles; della Grecia, Atene;
         della Polonia, Varsavia; della Svezia, Stoccolma; della Norvegia, Oslo;
         dell'Irlanda, Dublino; del Giappone, Tokyo; della Cina, Pechino; dell'Egitto, Il Cairo;
-        della Russia, Mosca
+        della Russia, Mosca; della Danimarca, Copenaghen; della Finlandia, Helsinki;
+        dell'Ungheria, Budapest; dell'Inghilterra, Londra; del Perù, Lima; del Canada, Ottawa
     """,
 }
 
@@ -126,7 +148,10 @@ def fact(rng: Random, split: Split) -> Conversation:
     return single_turn("fact", question, answer)
 
 
-def greeting(rng: Random) -> Conversation:
-    """A greeting and its answer; there are too few to hold any out."""
+def small_talk(rng: Random) -> Conversation:
+    """A greeting or a word about itself; there are too few to hold any out."""
     language = rng.choice(list(_LANGUAGES.values()))
-    return single_turn("greeting", rng.choice(language.greetings), language.greeting_answer)
+    if rng.random() < 0.6:
+        return single_turn("small_talk", rng.choice(language.greetings), language.greeting_answer)
+    questions, answer = rng.choice(_SMALL_TALK)
+    return single_turn("small_talk", rng.choice(questions), answer)

@@ -6,7 +6,7 @@ only get them right by copying. Knows no template and no tokenizer.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from random import Random
 from typing import Literal
 
@@ -20,12 +20,14 @@ John Ted Mary Anna Peter Linda James Robert Julia Thomas Laura Daniel Emma Paul 
 Henry Clara Martin Elena Victor Marie Pierre Claire Louis Camille Antoine Lucie Hans Greta Karl
 Heidi Jonas Petra Carlos Lucia Pablo Carmen Diego Marta Giulia Marco Paolo Chiara Luca Sofia Amir
 Leila Yuki Kenji Mei Ravi Priya Omar Fatima Ivan Olga Nina Oscar Ruth Simon Grace Felix Ada Alan
+José Zoë Jürgen François Anne-Marie André Noël Sören Inés
 """.split()
 _LAST_NAMES = """
 Smith Pot Miller Brown Taylor Wilson Clark Lewis Walker Hall Young King Wright Hill Green Baker
 Dupont Durand Moreau Laurent Girard Mueller Schmidt Weber Wagner Becker Hoffmann Garcia Martinez
 Lopez Sanchez Romero Rossi Russo Ferrari Bianchi Conti Tanaka Suzuki Chen Wang Singh Patel Haddad
 Novak Kowalski Ivanova Larsen Nilsson Berg Murphy Kelly Turing Lovelace Hopper Curie Noether
+O'Brien Müller Núñez Lefèvre García-Lorca Schröder Peña Björk Gómez
 """.split()
 _STREETS = """
 Samuel Bisson Oak Maple Cedar Pine Church Station Park River Lake Garden Mill Bridge Market School
@@ -35,6 +37,10 @@ _STREET_KINDS = ("Street", "Road", "Avenue", "Lane", "St.", "St.", "Ave.", "Rd."
 _CITIES = """
 Paris London Berlin Madrid Rome Lyon Leeds Munich Seville Milan Boston Denver Dublin Vienna Prague
 Oslo Lisbon Geneva Nantes Hamburg Turin Bristol Chicago Toronto Sydney Osaka Delhi Cairo Lima Porto
+""".split()
+_JOBS = """
+baker teacher nurse doctor farmer painter driver lawyer writer singer pilot clerk tailor waiter
+engineer gardener plumber butcher
 """.split()
 _ONSETS = tuple("b c d f g h j k l m n p r s t v w z".split()) + (
     "br",
@@ -56,6 +62,13 @@ class Person:
     name: str
     lastname: str
     address: str
+    age: str
+    phone: str
+    job: str
+
+    def fields(self) -> dict[str, str]:
+        """The values by their names."""
+        return asdict(self)
 
 
 def split_of(filling: str) -> Split:
@@ -86,7 +99,25 @@ def random_person(rng: Random, split: Split) -> Person:
     """A person; the full name and the address each lie in `split`."""
     full_name = draw(lambda: f"{_name(rng, _FIRST_NAMES)}|{_name(rng, _LAST_NAMES)}", split)
     name, lastname = full_name.split("|")
-    return Person(name, lastname, draw(lambda: _address(rng), split))
+    return Person(
+        name,
+        lastname,
+        draw(lambda: _address(rng), split),
+        age=str(rng.randint(18, 90)),
+        phone=random_digits(rng, rng.randint(4, 7)),
+        job=rng.choice(_JOBS),
+    )
+
+
+def random_value(rng: Random) -> str:
+    """A name, two names, a number or an address."""
+    style = rng.randrange(4)
+    if style == 0:
+        return _address(rng)
+    if style == 1:
+        return random_digits(rng, rng.randint(1, 6))
+    name = _name(rng, _FIRST_NAMES)
+    return name if style == 2 else f"{name} {_name(rng, _LAST_NAMES)}"
 
 
 def random_place(rng: Random) -> str:

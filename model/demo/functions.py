@@ -31,6 +31,22 @@ _KINDS = (
     _Kind("average", "returns the mean of the list {a}", "{a}", "return sum({a}) / len({a})"),
     _Kind("reverse", "reverses the string {a}", "{a}", "return {a}[::-1]"),
     _Kind("count", "counts the items of {a}", "{a}", "return len({a})"),
+    _Kind("power", "raises {a} to the power of {b}", "{a}, {b}", "return {a} ** {b}"),
+    _Kind("remainder", "gives the remainder of {a} by {b}", "{a}, {b}", "return {a} % {b}"),
+    _Kind("difference", "returns the distance of {a} and {b}", "{a}, {b}", "return abs({a} - {b})"),
+    _Kind("cube", "returns the cube of {a}", "{a}", "return {a} ** 3"),
+    _Kind("double", "doubles {a}", "{a}", "return 2 * {a}"),
+    _Kind("half", "halves {a}", "{a}", "return {a} / 2"),
+    _Kind("negate", "changes the sign of {a}", "{a}", "return -{a}"),
+    _Kind("is_positive", "tells whether {a} is positive", "{a}", "return {a} > 0"),
+    _Kind("is_empty", "tells whether {a} is empty", "{a}", "return len({a}) == 0"),
+    _Kind("contains", "tells whether {a} contains {b}", "{a}, {b}", "return {b} in {a}"),
+    _Kind("maximum", "returns the maximum of the list {a}", "{a}", "return max({a})"),
+    _Kind("minimum", "returns the minimum of the list {a}", "{a}", "return min({a})"),
+    _Kind("sort", "sorts the list {a}", "{a}", "return sorted({a})"),
+    _Kind("upper", "puts {a} into upper case", "{a}", "return {a}.upper()"),
+    _Kind("lower", "puts {a} into lower case", "{a}", "return {a}.lower()"),
+    _Kind("join", "joins the strings {a} and {b}", "{a}, {b}", "return {a} + {b}"),
     _Kind("greet", "greets {a}", "{a}", 'return f"Hello, {{{a}}}!"'),
     _Kind(
         "factorial",
@@ -49,6 +65,10 @@ _PROMPTS = (
     "Can you write a function {f} in Python that {does}?",
     "Define a Python function {f} which {does}. Give only the code.",
     "Please code {f} in Python: it {does}.",
+    "I need a Python function {f} that {does}.",
+    "Give me a Python function named {f} that {does}.",
+    "{f}: a Python function that {does}. Write it.",
+    "You are a helpful code assistant. Write a Python function named {f} that {does}.",
 )
 
 

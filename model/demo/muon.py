@@ -51,7 +51,7 @@ class Muon:
 def orthogonalize(matrices: Tensor) -> Tensor:
     """Newton-Schulz iteration on a stack (N, rows, columns) with rows <= columns."""
     a, b, c = _COEFFICIENTS
-    x = matrices.bfloat16()
+    x: Tensor = matrices.bfloat16()
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(_NUM_ITERATIONS):
         gram = x @ x.transpose(-1, -2)

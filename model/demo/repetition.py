@@ -10,6 +10,8 @@ _PROMPTS = (
     "Say this again, word for word: {text}",
     "{text}\n\nRepeat the text above.",
     "Repeat: {text}",
+    "Repeat after me: {text}",
+    "Copy this text: {text}",
 )
 
 

@@ -6,7 +6,7 @@ Pure arithmetic, so that a run of any length passes through the same stages.
 CONTEXT_TOKENS = 1_024
 
 # (from this share of the time, context in tokens): copying is learnt sooner on short texts.
-_STAGES = ((0.0, 256), (0.6, 512), (0.8, CONTEXT_TOKENS))
+_STAGES = ((0.0, 320), (0.4, 512), (0.7, CONTEXT_TOKENS))
 _WARMUP_STEPS = 30
 _DECAY_SHARE = 0.3
 

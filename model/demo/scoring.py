@@ -37,7 +37,7 @@ def exact_answers(
 def _judge(network: Network, rows: Sequence[Encoded]) -> list[bool]:
     batch = pack(rows)
     hidden, _ = network(batch.ids_T, batch.lengths_B)
-    guesses = network.logits(hidden).argmax(dim=-1).split(batch.lengths_B.tolist())
+    guesses = torch.split(network.logits(hidden).argmax(dim=-1), batch.lengths_B.tolist())
     return [_is_right(row, row_guesses) for row, row_guesses in zip(rows, guesses, strict=True)]
 
 

@@ -9,7 +9,7 @@ from random import Random
 
 from model.demo.conversation import Conversation
 from model.demo.extraction import extraction, few_shot
-from model.demo.facts import fact, greeting
+from model.demo.facts import fact, small_talk
 from model.demo.fillings import Split
 from model.demo.functions import function
 from model.demo.passkey import passkey
@@ -21,13 +21,13 @@ from model.demo.safety import moderation, refusal
 TRAINING_MIX = {
     "json": 0.26,
     "few_shot_json": 0.14,
-    "passkey": 0.14,
+    "passkey": 0.12,
     "repeat": 0.12,
     "function": 0.10,
     "refusal": 0.08,
     "moderation": 0.08,
-    "fact": 0.06,
-    "greeting": 0.02,
+    "fact": 0.07,
+    "small_talk": 0.03,
 }
 TASKS = tuple(TRAINING_MIX)
 
@@ -50,8 +50,8 @@ def make(task: str, rng: Random, split: Split, context_tokens: int) -> Conversat
     if task == "passkey":
         num_sentences = rng.randint(1, passkey_sentences(context_tokens))
         return passkey(rng, split, num_sentences, rng.random())
-    if task == "greeting":
-        return greeting(rng)
+    if task == "small_talk":
+        return small_talk(rng)
     makers = {
         "json": extraction,
         "few_shot_json": few_shot,

@@ -14,7 +14,7 @@ from sentencepiece import SentencePieceTrainer
 
 from model.demo.text import training_conversations
 
-VOCAB_SIZE = 1_280
+VOCAB_SIZE = 1_536
 _NUM_CONVERSATIONS = 12_000
 # No piece crosses this character, which never occurs in the text itself.
 _BORDER = "\x1f"

@@ -332,9 +332,7 @@ def test_chat_logprobs_run_in_step_with_the_tokens(client: TestClient) -> None:
     body = {**HI, "logprobs": True, "top_logprobs": 2}
     answer = post(client, CHAT, body)["choices"][0]["logprobs"]["content"]
     chunks = stream(client, CHAT, body)
-    streamed = [
-        item for chunk in chunks[1:] for item in chunk["choices"][0]["logprobs"]["content"]
-    ]
+    streamed = [item for chunk in chunks[1:] for item in chunk["choices"][0]["logprobs"]["content"]]
 
     assert answer[0] == {
         "token": " Hello",

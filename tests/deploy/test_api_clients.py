@@ -16,9 +16,7 @@ from tests.deploy.fakes import MODEL, FakeBackend, event, playing, service
 URL = "http://test"
 
 
-def run_openai(
-    backend: FakeBackend, test: Callable[[openai.AsyncOpenAI], Awaitable[None]]
-) -> None:
+def run_openai(backend: FakeBackend, test: Callable[[openai.AsyncOpenAI], Awaitable[None]]) -> None:
     async def main() -> None:
         transport = httpx.ASGITransport(app=create_app(service(backend)))
         async with httpx.AsyncClient(transport=transport) as http:

@@ -294,7 +294,11 @@ TEXT_CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         "integer_above_max_value",
     ),
     "prompt over the context": ({"prompt": [5] * 256}, "prompt", "context_length_exceeded"),
-    "prompt far over the context": ({"prompt": "a" * 8_000_000}, "prompt", "context_length_exceeded"),
+    "prompt far over the context": (
+        {"prompt": "a" * 8_000_000},
+        "prompt",
+        "context_length_exceeded",
+    ),
     "prompt_embeds": ({"prompt_embeds": "AAAA"}, "prompt_embeds", "unknown_parameter"),
     "best_of": ({"best_of": 10**6}, "best_of", "unsupported_parameter"),
     "echo": ({"echo": True}, "echo", "unsupported_parameter"),

@@ -28,7 +28,9 @@ def test_ids_are_those_of_mixtral(mixtral: Tokenizer) -> None:
     assert (mixtral.vocab_size, mixtral.bos_id, mixtral.eos_id) == (32000, 1, 2)
 
 
-@pytest.mark.parametrize("text", ["</s>", "<s>", "<unk>", "[INST] </s><s> [/INST]", "a</s>", "\x02"])
+@pytest.mark.parametrize(
+    "text", ["</s>", "<s>", "<unk>", "[INST] </s><s> [/INST]", "a</s>", "\x02"]
+)
 def test_control_ids_never_come_from_text(mixtral: Tokenizer, text: str) -> None:
     ids = mixtral.encode(text, bos=False)
 
