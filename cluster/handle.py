@@ -100,10 +100,13 @@ def connect(address: str = "auto", app_name: str = APP_NAME) -> Client:
     """Connect to a running application, and to its Ray cluster if this process is in none.
 
     Raises:
-        NotReady: no such application runs there.
+        NotReady: there is no cluster, or no such application on it.
     """
-    if not ray.is_initialized():
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    try:
+        if not ray.is_initialized():
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except ConnectionError as error:
+        raise NotReady("no Ray cluster found; `mixray serve` starts one") from error
     try:
         return Client(serve.get_app_handle(app_name))
     except Exception as error:

@@ -19,9 +19,7 @@ class Whereabouts:
 def whereabouts() -> Whereabouts:
     """Where the calling actor runs; only to be called inside an actor."""
     context = ray.get_runtime_context()
-    return Whereabouts(
-        context.get_actor_id() or "",
-        context.get_node_id(),
-        str(ray.util.get_node_ip_address()),  # type: ignore[no-untyped-call]
-        os.getpid(),
-    )
+    node_id = context.get_node_id()
+    # The address that Ray itself uses, which a machine with several need not guess.
+    node_ip = next(n["NodeManagerAddress"] for n in ray.nodes() if n["NodeID"] == node_id)
+    return Whereabouts(context.get_actor_id() or "", node_id, node_ip, os.getpid())

@@ -1,7 +1,6 @@
 """The command line: serve, chat, generate, status, stop."""
 
 import json
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -13,12 +12,17 @@ from rich.table import Table
 from cluster.errors import ClusterError
 from deploy.http_client import ApiClient, ApiFailure
 from deploy.server import Server, ServerError
-from deploy.settings import DEMO_CHECKPOINT, Settings, SettingsError, prepare_environment
+from deploy.settings import DEMO_CHECKPOINT, Settings, SettingsError
 from model.errors import ModelError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Mixtral and Mistral on Ray.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Mixtral and Mistral on Ray.",
+)
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
@@ -45,7 +49,6 @@ def serve(
     ] = None,
 ) -> None:
     """Serve a model in the foreground, until Ctrl-C."""
-    prepare_environment()
     try:
         settings = Settings.model_validate(
             {
@@ -114,10 +117,9 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Show what runs where."""
-    prepare_environment()
     try:
         answer = Server.status(address)
-    except (ClusterError, ConnectionError) as error:
+    except ClusterError as error:
         _fail(error)
     if as_json:
         print(json.dumps(answer, indent=2))
@@ -129,10 +131,9 @@ def status(
 @app.command()
 def stop(address: Address = "auto") -> None:
     """Stop the application; a `mixray serve` in the foreground ends by itself."""
-    prepare_environment()
     try:
         Server.stop(address)
-    except (ClusterError, ConnectionError) as error:
+    except ClusterError as error:
         _fail(error)
     out.print("stopped")
 
@@ -153,12 +154,6 @@ def status_tables(answer: dict[str, Any]) -> list[Table]:
         counts = (str(item["running"]), str(item["waiting"]))
         routers.add_row(item["id"], item["node"], str(item["pid"]), *counts, share)
     return [deployments, hosts, routers]
-
-
-def main() -> None:
-    """The `mixray` command."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    app()
 
 
 def _named_values(pairs: list[str]) -> dict[str, str]:

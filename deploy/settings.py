@@ -1,7 +1,4 @@
-"""One settings object, from Serve arguments or from flags; checked before anything starts.
-
-The only file that reads or writes environment variables.
-"""
+"""One settings object, from Serve arguments or from flags; checked before anything starts."""
 
 import os
 from pathlib import Path
@@ -88,12 +85,6 @@ class Settings(BaseModel):
             ),
             patience=Patience(reply_s=self.reply_timeout_s),
         )
-
-
-def prepare_environment() -> None:
-    """Set what Ray reads when it starts: token authentication on, unless the user chose."""
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
 def _threads(num_processes: int) -> int:

@@ -4,8 +4,9 @@ Every answer is judged whole: one wrong token and it counts as wrong.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from random import Random
 
@@ -57,8 +58,9 @@ def evaluate(network: Network, processor: SentencePieceProcessor, count: int) ->
     context_tokens = network.shape.context_tokens
     accuracies = []
     for task in TASKS:
-        conversations = held_out_conversations(task, count, _SEED, context_tokens)
-        accuracies.append(_measure(task, network, processor, conversations))
+        endless = held_out_conversations(task, _SEED, context_tokens)
+        fitting = (c for c in endless if len(encode(c, processor).ids) <= context_tokens)
+        accuracies.append(_measure(task, network, processor, islice(fitting, count)))
     per_depth = max(1, count // len(_DEPTHS))
     for depth in _DEPTHS:
         texts = full_context_passkeys(processor, context_tokens, depth, per_depth)
@@ -96,7 +98,7 @@ def _measure(
     name: str,
     network: Network,
     processor: SentencePieceProcessor,
-    conversations: Sequence[Conversation],
+    conversations: Iterable[Conversation],
 ) -> Accuracy:
     verdicts = exact_answers(network, processor, conversations)
     return Accuracy(name, sum(verdicts), len(verdicts))

@@ -68,11 +68,12 @@ def save_network(network: Network, folder: Path) -> None:
     _replace(folder / "config.json", config.encode())
     partial = folder / "model.safetensors.partial"
     save_file(hugging_face_tensors(network), partial, metadata={"format": "pt"})
+    partial.chmod(0o644)
     os.replace(partial, folder / "model.safetensors")
 
 
 def load_network(folder: Path) -> Network:
-    """The network of a folder that `save_network` wrote."""
+    """The network of a folder that `save_network` wrote, computing in float32 as serving does."""
     config = json.loads((folder / "config.json").read_text())
     shape = Shape(
         vocab_size=config["vocab_size"],
@@ -88,7 +89,7 @@ def load_network(folder: Path) -> Network:
         norm_eps=config["rms_norm_eps"],
         rope_theta=config["rope_theta"],
     )
-    network = Network(shape)
+    network = Network(shape, torch.float32)
     tensors = load_file(folder / "model.safetensors")
     state = {name: _gather(tensors, names) for name, names in _names(shape)}
     network.load_state_dict(state)

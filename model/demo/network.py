@@ -1,7 +1,7 @@
 """Mixtral's forward pass for training: many rows at once, all experts in one process.
 
-Matrix products run in bfloat16, everything else in float32. Serving has its own forward pass;
-the two only share the checkpoint.
+Matrix products run in the data type that the network is made with, everything else in float32.
+Serving has its own forward pass; the two only share the checkpoint.
 """
 
 # T tokens packed row after row, B rows, S tokens of the longest row, D hidden size, V vocabulary
@@ -51,9 +51,9 @@ class Layout:
 class Attention(nn.Module):
     """Causal grouped-query attention with half-split rotary embedding."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, dtype: torch.dtype) -> None:
         super().__init__()
-        self.shape = shape
+        self.shape, self.dtype = shape, dtype
         self.wq = _matrix(shape.num_heads * shape.head_dim, shape.dim)
         self.wk = _matrix(shape.num_kv_heads * shape.head_dim, shape.dim)
         self.wv = _matrix(shape.num_kv_heads * shape.head_dim, shape.dim)
@@ -64,20 +64,20 @@ class Attention(nn.Module):
         shape = self.shape
         group = shape.num_heads // shape.num_kv_heads
         heads = [shape.num_heads, shape.num_kv_heads, shape.num_kv_heads]
-        qkv = _linear(x_TD, torch.cat((self.wq, self.wk, self.wv)))
+        qkv = _linear(x_TD, torch.cat((self.wq, self.wk, self.wv)), self.dtype)
         q_THA, k_TGA, v_TGA = torch.split(qkv.view(len(x_TD), -1, shape.head_dim), heads, dim=1)
         k_THA = _rotate(k_TGA, layout).repeat_interleave(group, dim=1)
         v_THA = v_TGA.repeat_interleave(group, dim=1)
         out_THA = _attend(_rotate(q_THA, layout), k_THA, v_THA, layout)
-        return _linear(out_THA.flatten(1), self.wo)
+        return _linear(out_THA.flatten(1), self.wo, self.dtype)
 
 
 class Experts(nn.Module):
     """A gate and its SwiGLU experts; weights are stacked over the experts."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, dtype: torch.dtype) -> None:
         super().__init__()
-        self.top_k = shape.top_k
+        self.top_k, self.dtype = shape.top_k, dtype
         self.gate = _matrix(shape.num_experts, shape.dim)
         self.w1 = _matrix(shape.num_experts, shape.hidden_dim, shape.dim)
         self.w2 = _zeros(shape.num_experts, shape.dim, shape.hidden_dim)
@@ -89,9 +89,9 @@ class Experts(nn.Module):
         chosen_TK, expert_TK = logits_TE.topk(self.top_k, dim=-1)
         weights_TK = chosen_TK.softmax(dim=-1)
         slot_N, counts = _expert_slots(expert_TK.flatten(), len(self.gate))
-        rows_ND = x_TD.bfloat16().repeat_interleave(self.top_k, dim=0)
+        rows_ND = x_TD.to(self.dtype).repeat_interleave(self.top_k, dim=0)
         in_RD = rows_ND.new_zeros(sum(counts), x_TD.shape[1]).index_copy(0, slot_N, rows_ND)
-        weights = (w.bfloat16().unbind() for w in (self.w1, self.w2, self.w3))
+        weights = (w.to(self.dtype).unbind() for w in (self.w1, self.w2, self.w3))
         out = [_swiglu(*parts) for parts in zip(torch.split(in_RD, counts), *weights, strict=True)]
         out_TKD = torch.cat(out)[slot_N].view(len(x_TD), self.top_k, -1)
         y_TD = (out_TKD * weights_TK.unsqueeze(2)).sum(dim=1)
@@ -101,13 +101,13 @@ class Experts(nn.Module):
 class Block(nn.Module):
     """Attention, then experts, each behind a norm and added to the stream."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, dtype: torch.dtype) -> None:
         super().__init__()
         self.eps = shape.norm_eps
         self.attention_norm = nn.Parameter(torch.ones(shape.dim))
-        self.attention = Attention(shape)
+        self.attention = Attention(shape, dtype)
         self.ffn_norm = nn.Parameter(torch.ones(shape.dim))
-        self.experts = Experts(shape)
+        self.experts = Experts(shape, dtype)
 
     def forward(self, x_TD: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """Give the new stream and the load-balancing loss."""
@@ -119,11 +119,11 @@ class Block(nn.Module):
 class Network(nn.Module):
     """Token ids to next-token logits."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, dtype: torch.dtype = torch.bfloat16) -> None:
         super().__init__()
-        self.shape = shape
+        self.shape, self.dtype = shape, dtype
         self.embedding = nn.Parameter(torch.randn(shape.vocab_size, shape.dim) * 0.5)
-        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.num_layers))
+        self.blocks = nn.ModuleList(Block(shape, dtype) for _ in range(shape.num_layers))
         self.norm = nn.Parameter(torch.ones(shape.dim))
         self.output = nn.Parameter(torch.randn(shape.vocab_size, shape.dim) * 0.01)
 
@@ -143,7 +143,7 @@ class Network(nn.Module):
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Float32 logits (N, V) of any N hidden states."""
-        return _linear(hidden_ND, self.output).float()
+        return _linear(hidden_ND, self.output, self.dtype).float()
 
 
 def _matrix(*sizes: int) -> nn.Parameter:
@@ -154,8 +154,8 @@ def _zeros(*sizes: int) -> nn.Parameter:
     return nn.Parameter(torch.zeros(*sizes))
 
 
-def _linear(x: Tensor, weight: Tensor) -> Tensor:
-    return F.linear(x.bfloat16(), weight.bfloat16())
+def _linear(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return F.linear(x.to(dtype), weight.to(dtype))
 
 
 def _swiglu(x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor) -> Tensor:
@@ -198,7 +198,7 @@ def _rotate(x_THA: Tensor, layout: Layout) -> Tensor:
     first, second = x_THA.float().chunk(2, dim=-1)
     rotated = torch.cat((-second, first), dim=-1)
     cos_T1A, sin_T1A = layout.cos_TA.unsqueeze(1), layout.sin_TA.unsqueeze(1)
-    return (x_THA * cos_T1A + rotated * sin_T1A).bfloat16()
+    return (x_THA * cos_T1A + rotated * sin_T1A).to(x_THA.dtype)
 
 
 def _to_grid(x_THA: Tensor, layout: Layout) -> Tensor:

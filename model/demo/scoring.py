@@ -5,7 +5,7 @@ most likely token is the wanted one at each of its places. So one forward pass p
 without decoding token by token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from sentencepiece import SentencePieceProcessor
@@ -21,7 +21,7 @@ _ROWS_PER_BATCH = 16
 
 @torch.no_grad()
 def exact_answers(
-    network: Network, processor: SentencePieceProcessor, conversations: Sequence[Conversation]
+    network: Network, processor: SentencePieceProcessor, conversations: Iterable[Conversation]
 ) -> list[bool]:
     """For each conversation, whether greedy decoding gives its last answer token for token."""
     encoded = [encode(conversation, processor) for conversation in conversations]

@@ -31,13 +31,13 @@ TRAINING_MIX = {
 }
 TASKS = tuple(TRAINING_MIX)
 
-# Rough lengths in tokens, to choose a passkey text that fits; too long ones are dropped later.
+# Rough lengths in tokens, to choose a passkey text that may fit; whoever asks drops the others.
 _PASSKEY_FRAME_TOKENS = 85
 _TOKENS_PER_SENTENCE = 5
 
 
 def passkey_sentences(context_tokens: int) -> int:
-    """How many filler sentences about fill `context_tokens` tokens."""
+    """How many filler sentences fill at least `context_tokens` tokens."""
     return max(2, (context_tokens - _PASSKEY_FRAME_TOKENS) // _TOKENS_PER_SENTENCE)
 
 
@@ -75,9 +75,8 @@ def training_conversations(seed: int | str, context_tokens: int) -> Iterator[Con
         yield make(task, rng, "train", context_tokens)
 
 
-def held_out_conversations(
-    task: str, count: int, seed: int, context_tokens: int
-) -> list[Conversation]:
-    """`count` conversations of `task` with fillings that training never uses."""
+def held_out_conversations(task: str, seed: int, context_tokens: int) -> Iterator[Conversation]:
+    """Conversations of `task` without end, with fillings that training never uses."""
     rng = Random(f"held out {task} {seed}")
-    return [make(task, rng, "held_out", context_tokens) for _ in range(count)]
+    while True:
+        yield make(task, rng, "held_out", context_tokens)

@@ -7,15 +7,17 @@ that is what a newcomer knows about a machine; `--resume` continues after a stop
 import argparse
 import time
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from sentencepiece import SentencePieceProcessor
 
 from model.demo.batches import step_batches
 from model.demo.card import write_card
-from model.demo.evaluate import evaluate
-from model.demo.export import save_network
+from model.demo.evaluate import as_table, evaluate
+from model.demo.export import load_network, save_network
 from model.demo.network import Network, Shape
 from model.demo.optimizer import Optimizer
 from model.demo.progress import ProgressDisplay, Report
@@ -77,9 +79,9 @@ def train(options: Options) -> None:
         _train_until_time(run, processor, options, display)
         _save(run, options)
         display.say("evaluating on held-out fillings")
-    accuracies = evaluate(network, processor, _FINAL_COUNT)
-    write_card(options.out, run, accuracies)
-    print(accuracies)
+    accuracies = evaluate(load_network(options.out), processor, _FINAL_COUNT)
+    write_card(options.out, run, options.seed, accuracies)
+    Console().print(as_table(accuracies))
 
 
 def _train_until_time(
@@ -113,8 +115,9 @@ def _trend(network: Network, processor: SentencePieceProcessor, context_tokens: 
     """Exact answers per task on a few held-out conversations, as one line."""
     counts = {}
     for task in TASKS:
-        conversations = held_out_conversations(task, _TREND_COUNT, 1, context_tokens)
-        counts[task] = sum(exact_answers(network, processor, conversations))
+        conversations = held_out_conversations(task, 1, context_tokens)
+        some = islice(conversations, _TREND_COUNT)
+        counts[task] = sum(exact_answers(network, processor, some))
     shown = " ".join(f"{task}={count}" for task, count in counts.items())
     return f"exact of {_TREND_COUNT}: {shown}"
 
