@@ -35,25 +35,25 @@ class EngineConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClusterConfig:
-    """One serving application.
+    """What routers and expert hosts of one application have in common.
+
+    How many of them there are is not in here, nor how many threads each has: those change while
+    the application runs, without a restart.
 
     Attributes:
         model_dir: a checkpoint folder, at the same path on every node.
         dtype: of weights, activations, caches and rows on the wire.
         device: torch's name; "cuda" is the GPU that Ray gives the actor.
-        expert_hosts: 0 keeps the experts inside the routers.
+        has_expert_hosts: False keeps the experts inside the routers.
         slots_per_host: experts that one host can hold; None for all of them.
         link: "auto" is AF_UNIX within a node and TCP across nodes.
-        num_threads: torch threads of each router and expert host.
     """
 
     model_dir: str
     dtype: Dtype
     device: str = "cpu"
-    routers: int = 1
-    expert_hosts: int = 2
+    has_expert_hosts: bool = True
     slots_per_host: int | None = None
     link: LinkKind = "auto"
-    num_threads: int = 1
     engine: EngineConfig = field(default_factory=EngineConfig)
     patience: Patience = field(default_factory=Patience)

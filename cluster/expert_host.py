@@ -38,7 +38,6 @@ class ExpertHost:
     """Mutable state: the shard, which the following thread fills and the server thread reads."""
 
     def __init__(self, config: ClusterConfig, placement: DeploymentHandle[Any]) -> None:
-        torch.set_num_threads(config.num_threads)
         self._config = config
         self._placement = placement
         self._checkpoint = open_checkpoint(Path(config.model_dir))
@@ -48,6 +47,10 @@ class ExpertHost:
         self._is_stopping = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="placement", daemon=True)
         self._follower.start()
+
+    def reconfigure(self, user_config: dict[str, int]) -> None:
+        """Called by Serve at the start and whenever the number of threads changes."""
+        torch.set_num_threads(user_config["num_threads"])
 
     def check_health(self) -> None:
         """Called by Serve.

@@ -70,16 +70,16 @@ class PlacementBook:
     """Mutable state: the living hosts and routers, the target, the cluster key, the version.
 
     Args:
-        num_hosts: experts are first placed when so many hosts have joined, or after `patience_s`.
-        now_s: the start; versions count from it in milliseconds, so that those of a book that
-            replaces a lost one are higher.
+        patience_s: experts are first placed when `num_hosts` have joined, or after this.
+        epoch_ms: versions count from here; those of a book that replaces a lost one must be higher.
+
+    Attributes:
+        num_hosts: how many hosts there shall be.
     """
 
-    def __init__(
-        self, num_experts: int, num_hosts: int, patience_s: float, now_s: float, epoch_ms: int
-    ) -> None:
+    def __init__(self, num_experts: int, patience_s: float, now_s: float, epoch_ms: int) -> None:
+        self.num_hosts = 1
         self._num_experts = num_experts
-        self._num_hosts = num_hosts
         self._start_at_s = now_s + patience_s
         self._hosts: dict[str, _Host] = {}
         self._routers: dict[str, _RouterSeen] = {}
@@ -170,7 +170,7 @@ class PlacementBook:
         return target | (self._hosts[host_id].held - elsewhere)
 
     def _replan(self, now_s: float) -> None:
-        if not self._target and len(self._hosts) < self._num_hosts and now_s < self._start_at_s:
+        if not self._target and len(self._hosts) < self.num_hosts and now_s < self._start_at_s:
             return
         slots = {host_id: host.info.num_slots for host_id, host in self._hosts.items()}
         current = {

@@ -16,15 +16,18 @@ Answer = TypeVar("Answer")
 class Placement:
     """Answers as soon as there is news for whoever asks, and after a second at the latest."""
 
-    def __init__(self, num_experts: int, num_hosts: int) -> None:
+    def __init__(self, num_experts: int) -> None:
         self._book = PlacementBook(
             num_experts,
-            num_hosts,
             FIRST_PLACEMENT_PATIENCE_S,
             time.monotonic(),
             time.time_ns() // 1_000_000,
         )
         self._news = asyncio.Event()
+
+    def reconfigure(self, user_config: dict[str, int]) -> None:
+        """Called by Serve at the start and whenever the number of hosts changes."""
+        self._book.num_hosts = user_config["num_hosts"]
 
     async def join(self, info: HostInfo, held: frozenset[int], key: bytes | None) -> bytes:
         """Take in a host; the cluster key."""

@@ -44,7 +44,6 @@ class Router:
     """One router. Ready once its constructor returns: a token went through every expert."""
 
     def __init__(self, config: ClusterConfig, placement: DeploymentHandle[Any]) -> None:
-        torch.set_num_threads(config.num_threads)
         self._place = whereabouts()
         self._router_id = f"router-{self._place.actor_id[:8]}"
         self._probed_at_s = float("-inf")
@@ -57,7 +56,7 @@ class Router:
         self._engine = Engine(runner, config.engine)
         self._thread = threading.Thread(target=self._engine.run, name="engine", daemon=True)
         self._follower.start()
-        if config.expert_hosts:
+        if config.has_expert_hosts:
             _wait_until_covered(self._follower, checkpoint.config.num_experts)
         self._thread.start()
         self._engine.probe().result(timeout=PLACEMENT_PATIENCE_S)
@@ -97,6 +96,10 @@ class Router:
             raise NotReady(str(error) or "the probe took too long") from error
         self._probed_at_s = time.monotonic()
 
+    def reconfigure(self, user_config: dict[str, int]) -> None:
+        """Called by Serve at the start and whenever the number of threads changes."""
+        torch.set_num_threads(user_config["num_threads"])
+
     def check_health(self) -> None:
         """Called by Serve.
 
@@ -112,7 +115,7 @@ class Router:
 
     def _experts(self, config: ClusterConfig, checkpoint: Checkpoint) -> Experts:
         """Experts of this process, or of the hosts that the Placement names."""
-        if not config.expert_hosts:
+        if not config.has_expert_hosts:
             return _local_experts(config, checkpoint)
         follower = self._follower
         connect = _connector(

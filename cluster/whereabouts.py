@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 
@@ -21,5 +22,6 @@ def whereabouts() -> Whereabouts:
     context = ray.get_runtime_context()
     node_id = context.get_node_id()
     # The address that Ray itself uses, which a machine with several need not guess.
-    node_ip = next(n["NodeManagerAddress"] for n in ray.nodes() if n["NodeID"] == node_id)
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    node_ip = next(node["NodeManagerAddress"] for node in nodes if node["NodeID"] == node_id)
     return Whereabouts(context.get_actor_id() or "", node_id, node_ip, os.getpid())

@@ -10,7 +10,6 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
 
-from cluster.config import ClusterConfig
 from cluster.expert_host import ExpertHost
 from cluster.placement_service import Placement
 from cluster.router import Router
@@ -38,9 +37,12 @@ def build(settings: Settings) -> Application:
     model = open_checkpoint(settings.model).config
     load_tokenizer(settings.model).check_fits(model.vocab_size)
     config = settings.cluster_config(model)
-    placement = _placement(config, model)
-    routers = _routers(settings, config).bind(config, placement)
-    hosts = _expert_hosts(settings, config).bind(config, placement) if config.expert_hosts else None
+    placement = _placement(settings, model)
+    threads = {"num_threads": settings.num_threads(model)}
+    routers = _routers(settings, threads).bind(config, placement)
+    hosts = None
+    if config.has_expert_hosts:
+        hosts = _expert_hosts(settings, threads).bind(config, placement)
     return _ingress(settings).bind(
         config.model_dir,
         settings.served_name,
@@ -52,42 +54,44 @@ def build(settings: Settings) -> Application:
     )
 
 
-def _placement(config: ClusterConfig, model: ModelConfig) -> Application:
-    options = {"num_cpus": 0}
-    deployment = serve.deployment(
+def _placement(settings: Settings, model: ModelConfig) -> Application:
+    decorate = serve.deployment(
         name="Placement",
         logging_config=LOGGING,
         max_ongoing_requests=MAX_ONGOING,
-        ray_actor_options=options,
+        ray_actor_options={"num_cpus": 0},
+        user_config={"num_hosts": settings.num_hosts(model)},
     )
-    return deployment(Placement).bind(model.num_experts, config.expert_hosts)
+    return decorate(Placement).bind(model.num_experts)
 
 
-def _routers(settings: Settings, config: ClusterConfig) -> serve.Deployment:
+def _routers(settings: Settings, threads: dict[str, int]) -> serve.Deployment:
     decorate = serve.deployment(
         name="Router",
         logging_config=LOGGING,
         max_ongoing_requests=MAX_ONGOING,
         health_check_period_s=2,
         graceful_shutdown_timeout_s=30,
+        user_config=threads,
         ray_actor_options=_actor_options(
-            config, settings.cpus_per_router, settings.gpus_per_router
+            settings, settings.cpus_per_router, settings.gpus_per_router
         ),
         **_replicas(settings.routers, settings.max_routers, settings.max_running),
     )
     return decorate(Router)
 
 
-def _expert_hosts(settings: Settings, config: ClusterConfig) -> serve.Deployment:
+def _expert_hosts(settings: Settings, threads: dict[str, int]) -> serve.Deployment:
     per_node = settings.hosts_per_node
     limit: dict[str, Any] = {} if per_node is None else {"max_replicas_per_node": per_node}
     decorate = serve.deployment(
         name="ExpertHost",
         logging_config=LOGGING,
-        num_replicas=config.expert_hosts,
+        num_replicas=settings.expert_hosts,
+        user_config=threads,
         health_check_period_s=2,
         graceful_shutdown_timeout_s=5,
-        ray_actor_options=_actor_options(config, settings.cpus_per_host, settings.gpus_per_host),
+        ray_actor_options=_actor_options(settings, settings.cpus_per_host, settings.gpus_per_host),
         **limit,
     )
     return decorate(ExpertHost)
@@ -117,9 +121,5 @@ def _replicas(low: int, high: int | None, target_ongoing: int) -> dict[str, Any]
     return {"autoscaling_config": scaling}
 
 
-def _actor_options(config: ClusterConfig, num_cpus: float, num_gpus: float) -> dict[str, Any]:
-    return {
-        "num_cpus": num_cpus,
-        "num_gpus": num_gpus if config.device == "cuda" else 0,
-        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(config.num_threads)}},
-    }
+def _actor_options(settings: Settings, num_cpus: float, num_gpus: float) -> dict[str, Any]:
+    return {"num_cpus": num_cpus, "num_gpus": num_gpus if settings.device == "cuda" else 0}

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import socket
 import time
 from typing import Any
@@ -85,6 +86,8 @@ class Server:
         started_s = time.monotonic()
         with self._console.status("starting Ray") as progress:
             self._start_ray()
+            # Ray has set a handler of its own, which would leave the application up.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
             progress.update("starting the HTTP server")
             serve.start(http_options=HTTPOptions(host=self._host, port=self._port))
             settings = self._settings

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -29,7 +30,7 @@ class Settings(BaseModel):
     slots_per_host: int | None = Field(None, ge=1, description="experts a host can hold")
     hosts_per_node: int | None = Field(None, ge=1, description="most expert hosts on one node")
     dtype: Dtype | None = Field(None, description="default: the checkpoint's own")
-    device: str = Field("auto", pattern="^(auto|cpu|cuda)$")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="cuda: each actor on its GPU")
     gpus_per_host: float = Field(1.0, gt=0, description="share of a GPU, with device cuda")
     gpus_per_router: float = Field(1.0, gt=0, description="share of a GPU, with device cuda")
     cpus_per_host: float = Field(0.0, ge=0, description="CPUs that Ray reserves for a host")
@@ -50,10 +51,14 @@ class Settings(BaseModel):
             return self.model_name
         return "mixray-demo" if self.model == DEMO_CHECKPOINT else self.model.resolve().name
 
-    @property
-    def uses_cuda(self) -> bool:
-        """Whether routers and hosts ask Ray for GPUs."""
-        return self.device == "cuda"
+    def num_hosts(self, model: ModelConfig) -> int:
+        """Expert hosts that the model needs: none if it is dense."""
+        return self.expert_hosts if model.is_moe else 0
+
+    def num_threads(self, model: ModelConfig) -> int:
+        """Torch threads of each router and expert host."""
+        num_processes = self.routers + self.num_hosts(model)
+        return self.threads or max(1, (os.cpu_count() or 1) // num_processes)
 
     def cluster_config(self, model: ModelConfig) -> ClusterConfig:
         """What the actors are born from.
@@ -61,22 +66,20 @@ class Settings(BaseModel):
         Raises:
             SettingsError: the hosts are too few or too small for the model's experts.
         """
-        expert_hosts = self.expert_hosts if model.is_moe else 0
+        num_hosts = self.num_hosts(model)
         slots = self.slots_per_host or model.num_experts
-        if expert_hosts and expert_hosts * slots < model.num_experts:
+        if num_hosts and num_hosts * slots < model.num_experts:
             raise SettingsError(
-                f"{expert_hosts} hosts of {slots} slots hold {expert_hosts * slots} experts; "
+                f"{num_hosts} hosts of {slots} slots hold {num_hosts * slots} experts; "
                 f"the model has {model.num_experts}"
             )
         return ClusterConfig(
             model_dir=str(self.model.resolve()),
             dtype=self.dtype or model.dtype,
-            device="cuda" if self.uses_cuda else "cpu",
-            routers=self.routers,
-            expert_hosts=expert_hosts,
+            device=self.device,
+            has_expert_hosts=num_hosts > 0,
             slots_per_host=self.slots_per_host,
             link=self.link,
-            num_threads=self.threads or _threads(self.routers + expert_hosts),
             engine=EngineConfig(
                 max_running=self.max_running,
                 max_waiting=max(1, self.max_waiting),
@@ -85,7 +88,3 @@ class Settings(BaseModel):
             ),
             patience=Patience(reply_s=self.reply_timeout_s),
         )
-
-
-def _threads(num_processes: int) -> int:
-    return max(1, (os.cpu_count() or 1) // num_processes)

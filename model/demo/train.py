@@ -80,7 +80,7 @@ def train(options: Options) -> None:
         _save(run, options)
         display.say("evaluating on held-out fillings")
     accuracies = evaluate(load_network(options.out), processor, _FINAL_COUNT)
-    write_card(options.out, run, options.seed, accuracies)
+    write_card(options.out, run, options.seed, options.threads, accuracies)
     Console().print(as_table(accuracies))
 
 

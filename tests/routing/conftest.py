@@ -7,8 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+settings.register_profile("routing", deadline=None, database=None)
+settings.load_profile("routing")
 
 
 def open_descriptors() -> Counter[str]:
