@@ -70,7 +70,8 @@ class PlacementBook:
     """Mutable state: the living hosts and routers, the target, the cluster key, the version.
 
     Args:
-        patience_s: experts are first placed when `num_hosts` have joined, or after this.
+        patience_s: experts are first placed when `num_hosts` have joined, or when none has joined for
+            so long.
         epoch_ms: versions count from here; those of a book that replaces a lost one must be higher.
 
     Attributes:
@@ -80,6 +81,7 @@ class PlacementBook:
     def __init__(self, num_experts: int, patience_s: float, now_s: float, epoch_ms: int) -> None:
         self.num_hosts = 1
         self._num_experts = num_experts
+        self._patience_s = patience_s
         self._start_at_s = now_s + patience_s
         self._hosts: dict[str, _Host] = {}
         self._routers: dict[str, _RouterSeen] = {}
@@ -97,6 +99,7 @@ class PlacementBook:
     def join(self, info: HostInfo, held: frozenset[int], key: bytes | None, now_s: float) -> None:
         """Take in a host; `held` and `key` are what it still has from an earlier book."""
         self._key = self._key or key
+        self._start_at_s = now_s + self._patience_s
         self._hosts[info.host_id] = _Host(info, now_s, held)
         self._replan(now_s)
 
@@ -109,10 +112,12 @@ class PlacementBook:
             return None
         host.last_seen_s = now_s
         host.rows_by_expert = rows_by_expert
-        if held != host.held:
-            host.held = held
-            self._publish()
-        return self._assigned(host_id)
+        host.held = held
+        assigned = self._assigned(host_id)
+        # What it is told to drop is gone, even if a change of plan would rather have it stay.
+        host.held = held & assigned
+        self._publish()
+        return assigned
 
     def lose(self, host_id: str, now_s: float) -> None:
         """Take out a host that cannot be reached; if it lives it will join again."""
@@ -134,7 +139,7 @@ class PlacementBook:
             for router_id, seen in self._routers.items()
             if now_s - seen.last_seen_s <= LOST_AFTER_S
         }
-        if not self._target:
+        if self._hosts and not self._target:
             self._replan(now_s)
 
     def brief(self, router: RouterInfo, now_s: float) -> Briefing:
@@ -171,6 +176,8 @@ class PlacementBook:
 
     def _replan(self, now_s: float) -> None:
         if not self._target and len(self._hosts) < self.num_hosts and now_s < self._start_at_s:
+            # Hosts of a lost book go on serving what they hold.
+            self._publish()
             return
         slots = {host_id: host.info.num_slots for host_id, host in self._hosts.items()}
         current = {

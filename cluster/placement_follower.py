@@ -37,6 +37,11 @@ class PlacementFollower:
         self._thread.start()
 
     @property
+    def is_alive(self) -> bool:
+        """Whether the asking thread runs."""
+        return self._thread.is_alive()
+
+    @property
     def key(self) -> bytes:
         """The cluster key."""
         return self._briefing.key

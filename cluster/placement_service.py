@@ -8,7 +8,7 @@ from typing import TypeVar
 from cluster.placement_book import Briefing, HostInfo, PlacementBook, RouterInfo
 
 POLL_S = 1.0
-FIRST_PLACEMENT_PATIENCE_S = 60.0
+FIRST_PLACEMENT_PATIENCE_S = 5.0
 
 Answer = TypeVar("Answer")
 

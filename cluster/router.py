@@ -104,10 +104,10 @@ class Router:
         """Called by Serve.
 
         Raises:
-            EngineStopped: the engine's thread has died.
+            EngineStopped: a thread of this router has died.
         """
-        if not self._thread.is_alive():
-            raise EngineStopped("the engine's thread has died")
+        if not (self._thread.is_alive() and self._follower.is_alive):
+            raise EngineStopped("a thread of the router has died")
 
     def __del__(self) -> None:
         self._engine.stop()

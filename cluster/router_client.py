@@ -6,6 +6,7 @@ again, and since the random numbers depend on (seed, position) alone, so do the 
 
 import logging
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from ray.serve.exceptions import RequestCancelledError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from cluster.engine.request import GenerateRequest, TokenEvent
-from cluster.errors import NotReady, RequestFailed
+from cluster.errors import EngineStopped, NotReady, RequestFailed
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class RouterClient:
             NotReady: router after router died under this request.
         """
         emitted: list[int] = []
+        is_finished = False
         for attempt in range(MAX_ATTEMPTS):
             resumed = replace(
                 request,
@@ -42,11 +44,15 @@ class RouterClient:
                 output_ids=(*request.output_ids, *emitted),
             )
             try:
-                async for events in self._stream_once(resumed):
-                    emitted.extend(event.token_id for event in events)
-                    yield events
+                async with aclosing(self._stream_once(resumed)) as batches:
+                    async for events in batches:
+                        emitted.extend(event.token_id for event in events)
+                        is_finished = events[-1].finish_reason is not None
+                        yield events
                 return
-            except RayActorError as error:
+            except (RayActorError, EngineStopped) as error:
+                if is_finished:
+                    return
                 logger.warning(
                     "request=%s tokens=%d: router lost (%s), going on at another",
                     request.request_id,

@@ -28,7 +28,7 @@ class Server:
     """One `mixray serve`.
 
     Args:
-        address: an existing Ray cluster; None starts one on this machine, on loopback alone.
+        address: an existing Ray cluster; None starts one on this machine.
     """
 
     def __init__(
@@ -110,7 +110,6 @@ class Server:
             include_dashboard=False,
             logging_level=logging.ERROR,
             log_to_driver=False,
-            _node_ip_address="127.0.0.1",
         )
 
     def _announce(self) -> None:

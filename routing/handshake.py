@@ -68,17 +68,19 @@ class RouterHandshake:
         raise HandshakeError(f"{type(message).__name__} out of turn")
 
     def _answer(self, challenge: Challenge) -> Proof:
+        if challenge.version != PROTOCOL_VERSION:
+            raise HandshakeError(_wrong_version(challenge.version))
         identity = self._identity
         nonces = self._nonce + challenge.nonce
-        claims = (str(challenge.version), challenge.digest, challenge.dtype)
-        if not hmac.compare_digest(_proof(identity.key, "host", nonces, claims), challenge.proof):
+        proof = _proof(identity.key, "host", nonces, challenge.digest, challenge.dtype)
+        if not hmac.compare_digest(proof, challenge.proof):
             raise HandshakeError("the host does not hold the cluster key")
-        mismatch = _mismatch(identity, challenge.version, challenge.digest, challenge.dtype)
+        mismatch = _mismatch(identity, challenge.digest, challenge.dtype)
         if mismatch is not None:
-            raise HandshakeError(mismatch[1])
+            raise HandshakeError(mismatch)
         self._host_is_proven = True
         claims = (identity.name, identity.digest, identity.dtype)
-        return Proof(*claims, _proof(identity.key, "router", nonces, claims))
+        return Proof(*claims, _proof(identity.key, "router", nonces, *claims))
 
 
 class HostHandshake:
@@ -101,38 +103,38 @@ class HostHandshake:
     def _challenge(self, hello: Hello) -> Challenge | Refusal:
         identity = self._identity
         if hello.version != PROTOCOL_VERSION:
-            return Refusal(
-                0, WRONG_VERSION, f"got version {hello.version}, want {PROTOCOL_VERSION}"
-            )
+            return Refusal(0, WRONG_VERSION, _wrong_version(hello.version))
         self._hello = hello
-        claims = (str(PROTOCOL_VERSION), identity.digest, identity.dtype)
-        proof = _proof(identity.key, "host", hello.nonce + self._nonce, claims)
-        return Challenge(PROTOCOL_VERSION, self._nonce, identity.digest, identity.dtype, proof)
+        claims = (identity.digest, identity.dtype)
+        proof = _proof(identity.key, "host", hello.nonce + self._nonce, *claims)
+        return Challenge(PROTOCOL_VERSION, self._nonce, *claims, proof)
 
     def _check(self, hello: Hello, message: Proof) -> Welcome | Refusal:
         identity = self._identity
         claims = (message.router_id, message.digest, message.dtype)
-        proof = _proof(identity.key, "router", hello.nonce + self._nonce, claims)
+        proof = _proof(identity.key, "router", hello.nonce + self._nonce, *claims)
         if not hmac.compare_digest(proof, message.proof):
             return Refusal(0, UNAUTHORISED, "the router does not hold the cluster key")
-        mismatch = _mismatch(identity, PROTOCOL_VERSION, message.digest, message.dtype)
+        mismatch = _mismatch(identity, message.digest, message.dtype)
         if mismatch is not None:
-            return Refusal(0, *mismatch)
+            return Refusal(0, WRONG_MODEL, mismatch)
         self.is_open = True
         return Welcome(identity.name)
 
 
-def _proof(key: bytes, role: str, nonces: bytes, claims: tuple[str, ...]) -> bytes:
-    # As a repr, so that no two different lists of claims read the same.
-    text = repr(("mixray", PROTOCOL_VERSION, role, *claims))
+def _proof(key: bytes, role: str, nonces: bytes, *claims: str) -> bytes:
+    # As a literal, so that no two different lists of claims read the same.
+    text = ascii(("mixray", PROTOCOL_VERSION, role, *claims))
     return hmac.digest(key, nonces + text.encode(), "sha256")
 
 
-def _mismatch(identity: Identity, version: int, digest: str, dtype: str) -> tuple[str, str] | None:
-    if version != PROTOCOL_VERSION:
-        return WRONG_VERSION, f"protocol version: got {version}, want {PROTOCOL_VERSION}"
+def _wrong_version(version: int) -> str:
+    return f"protocol version: got {version}, want {PROTOCOL_VERSION}"
+
+
+def _mismatch(identity: Identity, digest: str, dtype: str) -> str | None:
     if digest != identity.digest:
-        return WRONG_MODEL, f"checkpoint: got {digest[:16]!r}, want {identity.digest[:16]!r}"
+        return f"checkpoint: got {digest[:16]!r}, want {identity.digest[:16]!r}"
     if dtype != identity.dtype:
-        return WRONG_MODEL, f"dtype: got {dtype}, want {identity.dtype}"
+        return f"dtype: got {dtype}, want {identity.dtype}"
     return None

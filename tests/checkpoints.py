@@ -2,15 +2,18 @@
 
 import json
 import math
+import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mistral_common
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.checkpoint import expected_shapes
+from model.checkpoint.names import expected_shapes
 from model.config import ModelConfig
 
 TINY_MOE = ModelConfig(
@@ -203,3 +206,16 @@ def _split(
         }
         for number in range(shards)
     }
+
+
+def write_serving_checkpoint(folder: Path, seed: int = 0) -> Path:
+    """Write a tiny Mixtral with the real 32,000-piece tokenizer, ready to be served."""
+    config = replace(TINY_MOE, vocab_size=32_000)
+    write_hugging_face(folder, config, seed)
+    shutil.copy(mistral_common_data() / "tokenizer.model.v1", folder / "tokenizer.model")
+    return folder
+
+
+def mistral_common_data() -> Path:
+    """The folder of tokenizer files that mistral-common carries."""
+    return Path(mistral_common.__file__).parent / "data"

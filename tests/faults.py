@@ -5,12 +5,12 @@ from dataclasses import replace
 from enum import Enum, auto
 
 from routing.errors import LinkClosed, LinkTimeout, PlacementError
+from routing.link import Link
+from routing.link_pool import Arrived, Directory, LinkPool, Lost
 from routing.memory_link import MemoryLink
 from routing.messages import INTERNAL, NOT_OWNER, ComputeReply, ComputeRequest, Refusal
 from routing.placement import HostView, PlacementView, place
 from routing.wire import Frame, FrameReader, encode
-
-SILENCE_S = 60.0
 
 
 class Fault(Enum):
@@ -21,7 +21,7 @@ class Fault(Enum):
     DIE_ON_SEND = auto()  # the link breaks before the request is out
     BLOCK_ON_SEND = auto()  # the host takes no more bytes
     DIE_BEFORE_REPLY = auto()  # the link breaks after the request is out
-    DROP_REPLY = auto()  # nothing comes back, and time passes
+    DROP_REPLY = auto()  # nothing comes back
     SLOW_REPLY = auto()  # the reply takes some looks to be whole
     LATE_REPLY = auto()  # replies to requests of long ago come before the right one
     DOUBLE_REPLY = auto()  # the reply comes twice
@@ -56,31 +56,30 @@ class FakeClock:
 class Script:
     """`fault` hits the request number `at`, counted from 0 over all links that share the script."""
 
-    def __init__(self, fault: Fault | None, at: int, clock: FakeClock) -> None:
+    def __init__(self, fault: Fault | None = None, at: int = 0) -> None:
         self.num_requests = 0
         self.num_hits = 0
         self._fault = fault
         self._at = at
-        self._clock = clock
 
     def next(self) -> Fault | None:
-        """Count a request; the fault that hits it, if it is the one."""
+        """Count a request; the fault that hits it, if any does."""
+        fault = self._fault_at(self.num_requests)
         self.num_requests += 1
-        if self.num_requests - 1 != self._at or self._fault is None:
-            return None
-        self.num_hits += 1
-        if self._fault is Fault.DROP_REPLY:
-            self._clock.advance(SILENCE_S)
-        return self._fault
+        self.num_hits += fault is not None
+        return fault
+
+    def _fault_at(self, number: int) -> Fault | None:
+        return self._fault if number == self._at else None
 
 
 class FaultyLink:
-    """A memory link that obeys a script. Mutable state: the fault on its way with the reply."""
+    """A memory link that obeys a script. Mutable state: faults on their way, by request."""
 
     def __init__(self, link: MemoryLink, script: Script) -> None:
         self._link = link
         self._script = script
-        self._fault: Fault | None = None
+        self._faults: dict[int, Fault] = {}
         self._looks_left = 0
 
     def send(self, request: ComputeRequest, payload: memoryview, timeout_s: float) -> None:
@@ -89,28 +88,46 @@ class FaultyLink:
             raise LinkClosed("the link broke on purpose")
         if fault is Fault.BLOCK_ON_SEND:
             raise LinkTimeout("the host takes no more bytes, on purpose")
-        self._link.send(request, payload, timeout_s)
         if fault is Fault.DROP_REPLY:
-            self._link.receive()
-        elif fault is not None:
-            self._fault = fault
+            return
+        self._link.send(request, payload, timeout_s)
+        if fault is not None:
+            self._faults[request.seq] = fault
             self._looks_left = 3 if fault is Fault.SLOW_REPLY else 0
 
     def receive(self) -> list[Frame]:
         if self._looks_left:
             self._looks_left -= 1
             return []
-        fault, self._fault = self._fault, None
-        if fault is Fault.DIE_BEFORE_REPLY:
+        if Fault.DIE_BEFORE_REPLY in self._faults.values():
             raise LinkClosed("the host died on purpose")
-        frames = self._link.receive()
-        return frames if fault is None else [*frames[:-1], *_spoil(frames[-1], fault)]
+        return [spoilt for frame in self._link.receive() for spoilt in self._spoil(frame)]
 
     def fileno(self) -> int:
         return self._link.fileno()
 
     def close(self) -> None:
         self._link.close()
+
+    def _spoil(self, frame: Frame) -> list[Frame]:
+        reply = frame.message
+        fault = self._faults.pop(reply.seq, None) if isinstance(reply, ComputeReply) else None
+        return [frame] if fault is None else _spoil(frame, fault)
+
+
+class FakeTimePool(LinkPool):
+    """A pool on a fake clock: where it would sleep, it moves the clock."""
+
+    def __init__(
+        self, directory: Directory, connect: Callable[[HostView], Link], clock: FakeClock
+    ) -> None:
+        super().__init__(directory, connect, clock)
+        self._clock = clock
+
+    def poll(self, timeout_s: float) -> list[Arrived | Lost]:
+        if not self._selector.select(0.0):
+            self._clock.advance(max(0.0, timeout_s))
+        return super().poll(0.0)
 
 
 def _spoil(frame: Frame, fault: Fault) -> list[Frame]:

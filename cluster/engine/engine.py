@@ -103,6 +103,7 @@ class Engine:
         while not self._is_stopping:
             self._read_inbox(is_idle=not self._active)
             self.step()
+        self._read_inbox(is_idle=False)
         for request_id in list(self._active):
             self._fail(request_id, EngineStopped("the router was shut down"))
 
@@ -204,6 +205,8 @@ class Engine:
 
 
 def _run_into(future: "Future[None]", function: Callable[[], None]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
     try:
         function()
     except Exception as error:

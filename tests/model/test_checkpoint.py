@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.checkpoint import expected_shapes, expert_names, open_checkpoint, router_names
+from model.checkpoint.load import open_checkpoint
+from model.checkpoint.names import expected_shapes, expert_names, router_names
 from model.checkpoint.parts import half_split
 from model.config import ModelConfig
 from model.errors import CheckpointError, ConfigError, MissingTensor

@@ -12,7 +12,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from model.checkpoint import expected_shapes, open_checkpoint
+from model.checkpoint.load import open_checkpoint
+from model.checkpoint.names import expected_shapes
 from tests.checkpoints import TINY_DENSE, TINY_MOE, random_tensors, write_hugging_face
 
 

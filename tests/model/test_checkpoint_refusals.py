@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.checkpoint import open_checkpoint
 from model.checkpoint.header import MAX_HEADER_BYTES
+from model.checkpoint.load import open_checkpoint
 from model.errors import (
     CheckpointError,
     ConfigError,

@@ -17,7 +17,7 @@ from routing.memory_link import MemoryLink
 from routing.placement import HostView
 from routing.remote_experts import Patience, RemoteExperts
 from routing.socket_link import SocketLink
-from tests.faults import FakeClock, FakeDirectory, FaultyLink, Script
+from tests.faults import FakeClock, FakeDirectory, FakeTimePool, FaultyLink, Script
 
 KEY = b"k" * 32
 DIM = 4
@@ -117,11 +117,9 @@ class MemoryCluster:
     ) -> None:
         clock = clock or FakeClock()
         self.hosts = Hosts(config, tensors, num_hosts)
-        self.script = script or Script(None, 0, clock)
-        self.directory = FakeDirectory(
-            config.num_experts, self.hosts.slots, self.hosts.hold, clock
-        )
-        self.pool = LinkPool(self.directory, self._connect, clock)
+        self.script = script or Script()
+        self.directory = FakeDirectory(config.num_experts, self.hosts.slots, self.hosts.hold, clock)
+        self.pool = FakeTimePool(self.directory, self._connect, clock)
         self.experts = RemoteExperts(self.pool, patience or Patience(), clock)
 
     def _connect(self, host: HostView) -> Link:

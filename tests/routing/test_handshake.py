@@ -118,8 +118,8 @@ def test_a_proof_covers_what_the_router_claims(field: str) -> None:
     assert refusal.code == UNAUTHORISED
 
 
-@pytest.mark.parametrize("change", [{"digest": "x"}, {"dtype": "float16"}, {"version": 9}])
-def test_a_proof_covers_what_the_host_claims(change: dict[str, str | int]) -> None:
+@pytest.mark.parametrize("change", [{"digest": "x"}, {"dtype": "float16"}])
+def test_a_proof_covers_what_the_host_claims(change: dict[str, str]) -> None:
     host, router = HostHandshake(identity("host")), RouterHandshake(identity("router"))
     challenge = replace(challenge_of(host, router), **change)
 
@@ -143,16 +143,12 @@ def test_a_host_that_serves_something_else_is_refused_by_both_values(
         router.receive(challenge_of(host, router))
 
 
-def test_a_host_of_another_version_is_refused_by_both_values(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    router = RouterHandshake(identity())
-    hello = router.hello()
-    monkeypatch.setattr("routing.handshake.PROTOCOL_VERSION", 9)
-    challenge = HostHandshake(identity()).receive(replace(hello, version=9))
-    monkeypatch.undo()
+@pytest.mark.parametrize("version", [0, PROTOCOL_VERSION + 1, 255])
+def test_a_host_of_another_version_is_refused_by_both_values(version: int) -> None:
+    host, router = HostHandshake(identity()), RouterHandshake(identity())
+    challenge = replace(challenge_of(host, router), version=version)
 
-    with pytest.raises(HandshakeError):
+    with pytest.raises(HandshakeError, match=f"got {version}, want {PROTOCOL_VERSION}"):
         router.receive(challenge)
 
 
@@ -160,33 +156,30 @@ def test_a_host_of_another_version_is_refused_by_both_values(
 def test_a_router_of_another_version_is_refused_by_both_values(version: int) -> None:
     refusal = HostHandshake(identity()).receive(Hello(version, bytes(32)))
 
-    assert refusal == Refusal(
-        0, WRONG_VERSION, f"got version {version}, want {PROTOCOL_VERSION}"
-    )
+    detail = f"protocol version: got {version}, want {PROTOCOL_VERSION}"
+    assert refusal == Refusal(0, WRONG_VERSION, detail)
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("other", "reason"),
     [
-        ({"digest": "another"}, "checkpoint: got 'another', want 'digest'"),
-        ({"dtype": "float16"}, "dtype: got float16, want float32"),
+        (identity(digest="another"), "checkpoint: got 'another', want 'digest'"),
+        (identity(dtype="float16"), "dtype: got float16, want float32"),
     ],
 )
 def test_a_router_that_expects_something_else_is_refused_by_both_values(
-    change: dict[str, str], reason: str
+    other: Identity, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    host = HostHandshake(identity())
-    # A router that does not check what the host serves, as one of another release might.
-    router = RouterHandshake(identity())
-    challenge = challenge_of(host, router)
-    object.__setattr__(router, "_identity", replace(identity(), **change))
-    loose = replace(challenge, **change)
-    answer = _answer_without_checks(router, challenge, loose)
+    # Our routers hang up first. One that does not is played by a proof for a host of its kind,
+    # good for this host too because here all nonces are alike.
+    monkeypatch.setattr("routing.handshake.secrets.token_bytes", bytes)
+    host, router = HostHandshake(identity()), RouterHandshake(other)
+    proof = proof_of(HostHandshake(other), router)
+    host.receive(router.hello())
 
-    refusal = host.receive(answer)
+    refusal = host.receive(proof)
 
-    assert isinstance(refusal, Refusal)
-    assert (refusal.code, refusal.detail) == (WRONG_MODEL, reason)
+    assert refusal == Refusal(0, WRONG_MODEL, reason)
 
 
 @pytest.mark.parametrize(
