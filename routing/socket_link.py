@@ -45,12 +45,14 @@ class SocketLink:
         while True:
             try:
                 count = self._socket.recv_into(self._reader.buffer())
+                if count == 0:
+                    raise ConnectionError("the host hung up")
             except BlockingIOError:
                 return frames
             except OSError as error:
+                if frames:  # what came before the end counts; the next call meets the end again
+                    return frames
                 raise LinkClosed(str(error)) from error
-            if count == 0:
-                raise LinkClosed("the host hung up")
             frame = self._reader.received(count)
             if frame is not None:
                 frames.append(frame)

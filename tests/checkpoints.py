@@ -86,7 +86,7 @@ def write_hugging_face(
 ) -> Path:
     """Write a checkpoint as transformers does, without a tokenizer; gives the folder."""
     tensors = {
-        _hugging_face_name(name): tensor.to(getattr(torch, dtype))
+        hugging_face_name(name): tensor.to(getattr(torch, dtype))
         for name, tensor in random_tensors(config, seed).items()
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -188,7 +188,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2))
 
 
-def _hugging_face_name(name: str) -> str:
+def hugging_face_name(name: str) -> str:
+    """Give Hugging Face's name of one of our tensors."""
     if name in _HF_NAMES:
         return _HF_NAMES[name]
     ours, theirs = next(item for item in _HF_PARTS.items() if item[0] in name)
@@ -210,12 +211,12 @@ def _split(
 
 def write_serving_checkpoint(folder: Path, seed: int = 0) -> Path:
     """Write a tiny Mixtral with the real 32,000-piece tokenizer, ready to be served."""
-    config = replace(TINY_MOE, vocab_size=32_000)
-    write_hugging_face(folder, config, seed)
-    shutil.copy(mistral_common_data() / "tokenizer.model.v1", folder / "tokenizer.model")
+    write_hugging_face(folder, replace(TINY_MOE, vocab_size=32_000), seed)
+    copy_mixtral_tokenizer(folder)
     return folder
 
 
-def mistral_common_data() -> Path:
-    """The folder of tokenizer files that mistral-common carries."""
-    return Path(mistral_common.__file__).parent / "data"
+def copy_mixtral_tokenizer(folder: Path) -> None:
+    """Put the tokenizer of Mixtral 8x7B, which mistral-common carries, into a checkpoint."""
+    data = Path(mistral_common.__file__).parent / "data"
+    shutil.copy(data / "tokenizer.model.v1", folder / "tokenizer.model")

@@ -184,7 +184,8 @@ class FakeDirectory:
     """A placement that follows what routers report, at once.
 
     A lost host's experts are taken over by the others; if it lives it joins again once somebody
-    has waited `rejoin_after_s`. Waiting costs no real time: the clock is moved.
+    has waited `rejoin_after_s`. Waiting costs no real time: the clock is moved. While `is_frozen`
+    it publishes nothing on its own.
 
     Args:
         slots: of each living host.
@@ -200,6 +201,7 @@ class FakeDirectory:
         rejoin_after_s: float = 0.5,
     ) -> None:
         self.lost: list[str] = []
+        self.is_frozen = False
         self._num_experts = num_experts
         self._slots = dict(slots)
         self._hold = hold
@@ -215,6 +217,8 @@ class FakeDirectory:
 
     def wait_newer(self, version: int, timeout_s: float) -> PlacementView:
         self._clock.advance(timeout_s)
+        if self.is_frozen:
+            return self._view
         for host_id, (num_slots, lost_at_s) in list(self._gone.items()):
             if self._clock() - lost_at_s >= self._rejoin_after_s:
                 self._slots[host_id] = num_slots
@@ -225,7 +229,7 @@ class FakeDirectory:
 
     def report_lost(self, host_id: str) -> None:
         self.lost.append(host_id)
-        if host_id in self._slots:
+        if host_id in self._slots and not self.is_frozen:
             self._gone[host_id] = (self._slots.pop(host_id), self._clock())
             self._replan()
 

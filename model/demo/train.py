@@ -53,7 +53,7 @@ class Options:
 def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(prog="python -m model.demo.train", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=105.0, help="length of the training")
+    parser.add_argument("--minutes", type=float, default=90.0, help="length of the training")
     parser.add_argument("--threads", type=int, default=1, help="processor threads")
     parser.add_argument("--out", type=Path, default=HERE / "checkpoint", help="checkpoint folder")
     parser.add_argument("--seed", type=int, default=0, help="seed of text and weights")

@@ -81,17 +81,19 @@ class SlowHost:
             self.told = None
 
     def obey(self, book: PlacementBook) -> bool:
-        """Ask and obey at once; say whether anything changed."""
-        before = self.held
+        """Ask and obey at once; say whether it is at rest."""
         self.beat(book)
+        is_at_rest = self.told == self.held
         self.load()
         self.drop()
-        return self.held != before
+        return is_at_rest
 
 
 def settle(book: PlacementBook, hosts: list[SlowHost]) -> None:
     """Let all hosts ask and obey until nothing changes any more."""
     for _ in range(20):
-        if not sum([host.obey(book) for host in hosts]):
+        version = book.version
+        are_at_rest = [host.obey(book) for host in hosts]
+        if all(are_at_rest) and book.version == version:
             return
     raise AssertionError(f"hosts never come to rest: {[host.held for host in hosts]}")
