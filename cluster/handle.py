@@ -12,6 +12,7 @@ torch; tokens and text are the ingress's business.
 """
 
 import logging
+import socket
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -24,6 +25,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from cluster.errors import NotReady
 
 APP_NAME = "mixray"
+CONNECT_TIMEOUT_S = 3.0
 
 Messages = Sequence[dict[str, str]]
 Prompt = str | Sequence[int]
@@ -104,13 +106,25 @@ def connect(address: str = "auto", app_name: str = APP_NAME) -> Client:
     """
     try:
         if not ray.is_initialized():
+            _check_reachable(address)
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    except ConnectionError as error:
-        raise NotReady("no Ray cluster found; `mixray serve` starts one") from error
+    except (ConnectionError, TimeoutError) as error:
+        raise NotReady(f"no Ray cluster at {address}; `mixray serve` starts one") from error
     try:
         return Client(serve.get_app_handle(app_name))
     except Exception as error:
         raise NotReady(f"no application {app_name!r} runs on this cluster") from error
+
+
+def _check_reachable(address: str) -> None:
+    """Fail in seconds where Ray itself would try for minutes.
+
+    Raises:
+        OSError: nobody listens at the address, which is HOST:PORT, or a word that Ray knows.
+    """
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
 
 
 def _body(

@@ -115,7 +115,7 @@ class PlacementBook:
         host.held = held
         assigned = self._assigned(host_id)
         # What it is told to drop is gone, even if a change of plan would rather have it stay.
-        host.held = held
+        host.held = held & assigned
         self._publish()
         return assigned
 

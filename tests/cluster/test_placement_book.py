@@ -1,9 +1,9 @@
 """The book: who holds what, and that no expert is ever missing while things move."""
 
+import random
+from collections.abc import Callable
+
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cluster.placement_book import LOST_AFTER_S, PlacementBook
 from tests.cluster.placement import (
@@ -259,98 +259,93 @@ def test_hosts_are_listed_with_what_they_hold_and_computed(clock: FakeClock) -> 
     assert book.hosts() == [(host_info("a"), (1, 2), {1: 30})]
 
 
-MAX_HOSTS = 5
-HOST_INDEX = st.integers(0, MAX_HOSTS - 1)
+class World:
+    """Hosts that join, die and are taken for dead, and obey as slowly as the dice will."""
 
-
-class Joins(RuleBasedStateMachine):
-    """Hosts with room join and obey, as slowly and in whatever order they like."""
-
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, seed: int) -> None:
         self.clock = FakeClock()
         self.book = new_book(self.clock)
         self.hosts: list[SlowHost] = []
-        self.num_joined = 0
-        self.seen = view_of(self.book, self.clock)
-
-    @initialize(num_hosts=st.integers(1, 3))
-    def begin(self, num_hosts: int) -> None:
-        for _ in range(num_hosts):
+        self._rng = random.Random(seed)
+        self._num_joined = 0
+        self._seen = view_of(self.book, self.clock)
+        for _ in range(self._rng.randint(1, 3)):
             self.join()
-        self.rest()
+        settle(self.book, self.hosts)
 
-    @precondition(lambda self: len(self.hosts) < MAX_HOSTS)
-    @rule()
     def join(self) -> None:
-        self.num_joined += 1
-        self.hosts.append(SlowHost(f"host-{self.num_joined:02}", self.clock))
-        self.hosts[-1].join(self.book)
+        if len(self.hosts) < 5:
+            self._num_joined += 1
+            self.hosts.append(SlowHost(f"host-{self._num_joined:03}", self.clock))
+            self.hosts[-1].join(self.book)
 
-    @rule(index=HOST_INDEX)
-    def beat(self, index: int) -> None:
-        host = self.hosts[index % len(self.hosts)]
+    def beat(self) -> None:
+        host = self._rng.choice(self.hosts)
         if host.told is None:
             host.beat(self.book)
 
-    @rule(index=HOST_INDEX)
-    def obey(self, index: int) -> None:
-        host = self.hosts[index % len(self.hosts)]
+    def load(self) -> None:
+        self._rng.choice(self.hosts).load()
+
+    def obey(self) -> None:
+        host = self._rng.choice(self.hosts)
         host.load()
         host.drop()
 
-    @rule()
-    def rest(self) -> None:
-        settle(self.book, self.hosts)
+    def die(self) -> None:
+        if len(self.hosts) > 1:
+            host = self.hosts.pop(self._rng.randrange(len(self.hosts)))
+            self.book.lose(host.info.host_id, self.clock())
 
+    def be_taken_for_dead(self) -> None:
+        self.book.lose(self._rng.choice(self.hosts).info.host_id, self.clock())
+
+    def move(self, weights: dict[Callable[["World"], None], int]) -> None:
+        """One event, as likely as its weight."""
+        [event] = self._rng.choices(list(weights), list(weights.values()))
+        event(self)
+
+    def check(self) -> None:
+        """Versions grow with every change; no host is named for what it does not hold."""
+        before, self._seen = self._seen, view_of(self.book, self.clock)
+        assert self._seen.version >= before.version
+        assert self._seen.version > before.version or self._seen.hosts == before.hosts
+        held = {host.info.host_id: host.held for host in self.hosts}
+        for host in self._seen.hosts:
+            assert held[host.host_id].issuperset(host.expert_ids)
+
+    def check_at_rest(self) -> None:
+        """Once all have obeyed, all experts are served and every host has its share."""
+        settle(self.book, self.hosts)
         view = view_of(self.book, self.clock)
         assert view.covers(NUM_EXPERTS)
+        assert all(host.held for host in self.hosts)
         assert {host.host_id: frozenset(host.expert_ids) for host in view.hosts} == {
             host.info.host_id: host.held for host in self.hosts
         }
-        assert all(host.held for host in self.hosts)
-
-    @invariant()
-    def versions_grow_with_every_change_and_only_then(self) -> None:
-        before, self.seen = self.seen, view_of(self.book, self.clock)
-        assert self.seen.version >= before.version
-        assert (self.seen.version == before.version) == (self.seen.hosts == before.hosts)
-
-    @invariant()
-    def no_host_is_named_for_what_it_does_not_hold(self) -> None:
-        held = {host.info.host_id: host.held for host in self.hosts}
-        for host in view_of(self.book, self.clock).hosts:
-            assert held[host.host_id].issuperset(host.expert_ids)
-
-    @invariant()
-    def every_expert_is_served(self) -> None:
-        assert not self.hosts or view_of(self.book, self.clock).covers(NUM_EXPERTS)
 
 
-class JoinsAndDeaths(Joins):
-    """Hosts die, or are taken for dead, and every expert is served again after a rest."""
-
-    @precondition(lambda self: len(self.hosts) > 1)
-    @rule(index=HOST_INDEX)
-    def die(self, index: int) -> None:
-        host = self.hosts.pop(index % len(self.hosts))
-        self.book.lose(host.info.host_id, self.clock())
-
-    @rule(index=HOST_INDEX)
-    def be_taken_for_dead(self, index: int) -> None:
-        self.book.lose(self.hosts[index % len(self.hosts)].info.host_id, self.clock())
-
-    @invariant()
-    def every_expert_is_served(self) -> None:
-        """Not at every moment: a dead host's experts must be loaded first."""
+OBEDIENCE = {World.beat: 8, World.load: 2, World.obey: 8, World.join: 1}
 
 
-MACHINE_SETTINGS = settings(max_examples=60, stateful_step_count=50, deadline=None)
+@pytest.mark.parametrize("seed", range(20))
+def test_every_expert_is_served_at_every_moment_while_hosts_join(seed: int) -> None:
+    world = World(seed)
+
+    for _ in range(100):
+        world.move(OBEDIENCE)
+        world.check()
+        assert view_of(world.book, world.clock).covers(NUM_EXPERTS)
+
+    world.check_at_rest()
 
 
-class TestJoins(Joins.TestCase):  # type: ignore[name-defined, misc]
-    settings = MACHINE_SETTINGS
+@pytest.mark.parametrize("seed", range(20))
+def test_every_expert_is_served_again_after_any_deaths(seed: int) -> None:
+    world = World(seed)
 
-
-class TestJoinsAndDeaths(JoinsAndDeaths.TestCase):  # type: ignore[name-defined, misc]
-    settings = MACHINE_SETTINGS
+    for step in range(400):
+        world.move(OBEDIENCE | {World.die: 1, World.be_taken_for_dead: 1})
+        world.check()
+        if step % 100 == 99:
+            world.check_at_rest()

@@ -1,6 +1,7 @@
 """The service: what merges, what is refused, and who suffers when a computation fails."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -152,7 +153,7 @@ def test_an_expert_that_is_not_held_is_refused_at_once() -> None:
         ({"dtype": "float16"}, "got float16, want float32"),
     ],
 )
-def test_a_request_for_another_model_is_refused(wrong: dict[str, int], detail: str) -> None:
+def test_a_request_for_another_model_is_refused(wrong: dict[str, Any], detail: str) -> None:
     service = service_of()
     router = Router(service)
 

@@ -1,6 +1,7 @@
 """The handshake: the right key opens a link, whatever else happens does not."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -110,7 +111,8 @@ def test_a_host_cannot_be_opened_with_its_own_proof_reflected() -> None:
 @pytest.mark.parametrize("field", ["digest", "dtype", "router_id"])
 def test_a_proof_covers_what_the_router_claims(field: str) -> None:
     host, router = HostHandshake(identity("host")), RouterHandshake(identity("router"))
-    proof = replace(proof_of(host, router), **{field: "float16"})
+    change: dict[str, Any] = {field: "float16"}
+    proof = replace(proof_of(host, router), **change)
 
     refusal = host.receive(proof)
 
@@ -119,7 +121,7 @@ def test_a_proof_covers_what_the_router_claims(field: str) -> None:
 
 
 @pytest.mark.parametrize("change", [{"digest": "x"}, {"dtype": "float16"}])
-def test_a_proof_covers_what_the_host_claims(change: dict[str, str]) -> None:
+def test_a_proof_covers_what_the_host_claims(change: dict[str, Any]) -> None:
     host, router = HostHandshake(identity("host")), RouterHandshake(identity("router"))
     challenge = replace(challenge_of(host, router), **change)
 
