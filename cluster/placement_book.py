@@ -70,7 +70,7 @@ class PlacementBook:
     """Mutable state: the living hosts and routers, the target, the cluster key, the version.
 
     Args:
-        patience_s: experts are first placed when `num_hosts` have joined, or when none has joined for
+        patience_s: experts are first placed when `num_hosts` have joined, or when no more have for
             so long.
         epoch_ms: versions count from here; those of a book that replaces a lost one must be higher.
 

@@ -56,7 +56,7 @@ def test_experts_are_shared_out_once_all_hosts_have_joined(clock: FakeClock) -> 
     shares = [book.beat(name, NOTHING, {}, clock()) for name in "ab"]
 
     assert [len(share or ()) for share in shares] == [4, 4]
-    assert frozenset().union(*[share or () for share in shares]) == set(ALL)
+    assert frozenset().union(*[share or () for share in shares]) == frozenset(ALL)
 
 
 def test_hosts_that_came_are_enough_once_patience_is_over(clock: FakeClock) -> None:
@@ -67,7 +67,7 @@ def test_hosts_that_came_are_enough_once_patience_is_over(clock: FakeClock) -> N
 
     book.sweep(clock())
 
-    assert book.beat("a", NOTHING, {}, clock()) == set(ALL)
+    assert book.beat("a", NOTHING, {}, clock()) == frozenset(ALL)
 
 
 def test_routers_see_only_what_hosts_really_hold(clock: FakeClock) -> None:
@@ -96,8 +96,8 @@ def test_an_expert_is_kept_until_the_host_that_takes_it_over_holds_it(clock: Fak
     new.beat(book)
     old.beat(book)
 
-    assert told_before == set(ALL)
-    assert old.told == set(ALL) - new.held
+    assert told_before == frozenset(ALL)
+    assert old.told == frozenset(ALL) - new.held
     assert published(book, clock) == {"new": (4, 5, 6, 7), "old": (0, 1, 2, 3)}
 
 
@@ -183,7 +183,7 @@ def test_an_expert_that_a_host_was_told_to_drop_counts_as_dropped(clock: FakeClo
     new.join(book)
     settle(book, [new])
     old.beat(book)
-    assert old.told == {0, 1, 2, 3}
+    assert old.told == frozenset({0, 1, 2, 3})
 
     # The plan changes back before `old` has obeyed: `new` must not give the experts up yet.
     book.lose("new", clock())
@@ -325,7 +325,12 @@ class World:
         }
 
 
-OBEDIENCE = {World.beat: 8, World.load: 2, World.obey: 8, World.join: 1}
+OBEDIENCE: dict[Callable[[World], None], int] = {
+    World.beat: 8,
+    World.load: 2,
+    World.obey: 8,
+    World.join: 1,
+}
 
 
 @pytest.mark.parametrize("seed", range(20))

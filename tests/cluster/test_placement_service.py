@@ -132,9 +132,7 @@ def test_waiting_routers_are_all_woken_by_a_change() -> None:
         await asyncio.sleep(0)
 
         await service.join(host_info("a"), NOTHING, None)
-        briefings = await asyncio.wait_for(
-            asyncio.gather(*waiting), placement_service.POLL_S / 2
-        )
+        briefings = await asyncio.wait_for(asyncio.gather(*waiting), placement_service.POLL_S / 2)
 
         assert {briefing.view.version for briefing in briefings} == {known.version + 1}
 

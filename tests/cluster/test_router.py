@@ -61,9 +61,12 @@ def test_tokens_arrive_from_another_thread() -> None:
 
     async def run() -> list[int]:
         listener = _QueueListener(asyncio.get_running_loop())
-        sending = threading.Thread(
-            target=lambda: [listener.token(TokenEvent(token_id)) for token_id in token_ids]
-        )
+
+        def send() -> None:
+            for token_id in token_ids:
+                listener.token(TokenEvent(token_id))
+
+        sending = threading.Thread(target=send)
         sending.start()
         seen: list[int] = []
         while len(seen) < len(token_ids):

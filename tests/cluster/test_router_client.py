@@ -32,9 +32,10 @@ def events(*token_ids: int, finish_reason: FinishReason | None = None) -> list[T
 
 def from_router(cause: Exception) -> Exception:
     """An error as Serve raises it here when a router raised it there."""
-    error = RayTaskError("stream", "traceback", cause, "router", 1, "127.0.0.1")
-    raised: Exception = error.as_instanceof_cause()
-    return raised
+    kind: Any = RayTaskError
+    error = kind("stream", "traceback", cause, "router", 1, "127.0.0.1").as_instanceof_cause()
+    assert isinstance(error, RayTaskError) and isinstance(error, type(cause))
+    return error
 
 
 @dataclass
@@ -203,7 +204,7 @@ def test_cancelling_the_task_that_reads_cancels_the_request() -> None:
     async def run() -> None:
         stream = RouterClient(routers).stream(REQUEST)  # type: ignore[arg-type]
         await anext(stream)
-        reading = asyncio.create_task(anext(stream))  # type: ignore[arg-type]
+        reading = asyncio.create_task(stream.__anext__())
         await asyncio.sleep(0)
         reading.cancel()
         await asyncio.wait([reading])

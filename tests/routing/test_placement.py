@@ -118,6 +118,8 @@ def test_a_host_that_joins_takes_its_share_and_nobody_else_loads_anything(
 
     assert num_moves(before | {"newcomer": ()}, after) == len(after["newcomer"])
     assert 1 <= len(after["newcomer"]) <= math.ceil(case.num_experts / len(slots))
+    sizes = [len(held) for held in after.values()]
+    assert max(sizes) - min(sizes) <= 1
 
 
 @given(cases())

@@ -280,6 +280,18 @@ def test_no_owner_within_the_patience_is_an_error_that_names_the_expert(rig: Rig
     assert 30.0 < rig.clock() - began_s < 31.0
 
 
+def test_answers_are_taken_in_while_another_expert_has_no_owner(rig: Rig) -> None:
+    rig.directory.publish({"host-0": (0,)})
+    rig.directory.is_frozen = True
+    pending = rig.experts.start(call_of(0, 5))
+
+    with pytest.raises(ExpertUnavailable):
+        pending.result()
+
+    assert pending.missing == {5}
+    assert rig.directory.lost == []
+
+
 def test_hosts_that_always_fail_are_an_error_in_the_end() -> None:
     class Refusing(Script):
         def _fault_at(self, number: int) -> Fault | None:

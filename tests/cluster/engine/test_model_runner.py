@@ -136,5 +136,3 @@ def test_a_probe_cancelled_while_it_runs_does_not_end_the_engine() -> None:
     engine.step()
 
     assert isinstance(cancelled[0].exception(timeout=0), ExpertUnavailable)
-
-

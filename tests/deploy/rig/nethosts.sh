@@ -56,10 +56,13 @@ start() {
 
   ip netns exec "$name" unshare --mount --pid --uts --ipc --fork --kill-child --mount-proc \
     bash "$0" init "$folder" "$i" "$venv" > "$machine/log" 2>&1 < /dev/null &
-  local outer=$!
-  until [ -s "/proc/$outer/task/$outer/children" ]; do sleep 0.02; done
-  # `ip netns exec` and `unshare --fork`: the first becomes the second, whose child is init.
-  tr -d ' ' < "/proc/$outer/task/$outer/children" > "$machine/pid"
+  # `ip netns exec` becomes `unshare`, whose child is the machine's first process.
+  local outer=$! first=
+  until [ -n "$first" ]; do
+    sleep 0.02
+    read -r first < "/proc/$outer/task/$outer/children" || true # no newline at its end
+  done
+  echo "$first" > "$machine/pid"
 }
 
 init() { # the first process of a machine; its end is the end of all others there
