@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 PLACEMENT_TIMEOUT_S = 10.0
 REJOIN_AFTER_S = 0.5
+BEAT_PERIOD_S = 1.0
+LEAVE_TIMEOUT_S = 4.0
 
 
 class ExpertHost:
@@ -62,6 +65,8 @@ class ExpertHost:
             raise RuntimeError("a thread of the expert host has died")
 
     def __del__(self) -> None:
+        """Called by Serve when the host is to go: hand the experts over, then stop."""
+        self._leave()
         self._is_stopping.set()
         self._server.stop()
 
@@ -108,17 +113,34 @@ class ExpertHost:
         self._key = response.result(timeout_s=PLACEMENT_TIMEOUT_S)
         self._server.identity = replace(self._server.identity, key=self._key)
 
+    def _leave(self) -> None:
+        """Serve on until other hosts hold every expert of this one, for a while at most."""
+        deadline_s = time.monotonic() + LEAVE_TIMEOUT_S
+        self._placement.leave.remote(self._info.host_id)
+        while self._shard.expert_ids and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+
     def _hold_what_is_assigned(self) -> None:
-        while not self._is_stopping.is_set():
-            held = frozenset(self._shard.expert_ids)
-            response = self._placement.beat.remote(
-                self._info.host_id, held, dict(self._service.rows_by_expert)
-            )
-            assigned = response.result(timeout_s=PLACEMENT_TIMEOUT_S)
-            if assigned is None:
-                return
-            self._load(assigned - held)
-            self._shard.remove(held - assigned)
+        """Beat, load and drop, until the Placement no longer knows this host.
+
+        Loading may take minutes, so it has a thread of its own while this one goes on beating.
+        """
+        loading: Future[None] = Future()
+        loading.set_result(None)
+        with ThreadPoolExecutor(1, "load") as loader:
+            while not self._is_stopping.is_set():
+                held = frozenset(self._shard.expert_ids)
+                response = self._placement.beat.remote(
+                    self._info.host_id, held, dict(self._service.rows_by_expert)
+                )
+                assigned = response.result(timeout_s=PLACEMENT_TIMEOUT_S)
+                if assigned is None:
+                    return
+                if loading.done():
+                    loading.result()
+                    self._shard.remove(held - assigned)
+                    loading = loader.submit(self._load, assigned - held)
+                wait([loading], timeout=BEAT_PERIOD_S)
 
     def _load(self, expert_ids: frozenset[int]) -> None:
         if not expert_ids:

@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import ray
 from ray import serve
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from cluster.errors import NotReady
@@ -66,6 +66,8 @@ class Client:
             yield from response
         except RayTaskError as error:
             raise error.cause from error
+        except RayActorError as error:
+            raise NotReady("the ingress was lost") from error
         finally:
             response.cancel()  # type: ignore[no-untyped-call]
 
@@ -86,6 +88,8 @@ class Client:
                 yield piece
         except RayTaskError as error:
             raise error.cause from error
+        except RayActorError as error:
+            raise NotReady("the ingress was lost") from error
         finally:
             response.cancel()  # type: ignore[no-untyped-call]
 
@@ -108,7 +112,7 @@ def connect(address: str = "auto", app_name: str = APP_NAME) -> Client:
         if not ray.is_initialized():
             _check_reachable(address)
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, TimeoutError) as error:
+    except OSError as error:
         raise NotReady(f"no Ray cluster at {address}; `mixray serve` starts one") from error
     try:
         return Client(serve.get_app_handle(app_name))

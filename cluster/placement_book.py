@@ -58,6 +58,7 @@ class _Host:
     last_seen_s: float
     held: frozenset[int] = frozenset()
     rows_by_expert: Mapping[int, int] = field(default_factory=dict)
+    is_leaving: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,12 @@ class PlacementBook:
         self._publish()
         return assigned
 
+    def leave(self, host_id: str, now_s: float) -> None:
+        """Plan without a host; it keeps what no other host holds yet."""
+        if host_id in self._hosts:
+            self._hosts[host_id].is_leaving = True
+            self._replan(now_s)
+
     def lose(self, host_id: str, now_s: float) -> None:
         """Take out a host that cannot be reached; if it lives it will join again."""
         if self._hosts.pop(host_id, None) is not None:
@@ -179,7 +186,11 @@ class PlacementBook:
             # Hosts of a lost book go on serving what they hold.
             self._publish()
             return
-        slots = {host_id: host.info.num_slots for host_id, host in self._hosts.items()}
+        slots = {
+            host_id: host.info.num_slots
+            for host_id, host in self._hosts.items()
+            if not host.is_leaving
+        }
         current = {
             host_id: self._target.get(host_id) or tuple(sorted(host.held))
             for host_id, host in self._hosts.items()

@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ray.exceptions import RayError
@@ -75,6 +76,9 @@ class PlacementFollower:
     def _ask(self) -> None:
         response = self._placement.brief.remote(self._describe(), self._briefing.view.version)
         briefing = response.result(timeout_s=ANSWER_TIMEOUT_S)
+        if not briefing.view.hosts:
+            # A Placement that was restarted knows no hosts yet; those known here still serve.
+            briefing = replace(briefing, view=replace(briefing.view, hosts=self.view().hosts))
         with self._news:
             self._briefing = briefing
             self._news.notify_all()

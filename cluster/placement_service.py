@@ -35,6 +35,11 @@ class Placement:
         self._tell()
         return self._book.key
 
+    async def leave(self, host_id: str) -> None:
+        """Move a host's experts elsewhere; it serves them until they are there."""
+        self._book.leave(host_id, time.monotonic())
+        self._tell()
+
     async def beat(
         self, host_id: str, held: frozenset[int], rows_by_expert: Mapping[int, int]
     ) -> frozenset[int] | None:

@@ -4,14 +4,21 @@ If a router dies in mid-stream the request goes on at another one: prompt and to
 again, and since the random numbers depend on (seed, position) alone, so do the tokens to come.
 """
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, cast
 
-from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
-from ray.serve.exceptions import RequestCancelledError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    RayActorError,
+    RayTaskError,
+    TaskCancelledError,
+)
+from ray.serve.exceptions import DeploymentUnavailableError, RequestCancelledError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from cluster.engine.request import GenerateRequest, TokenEvent
@@ -20,6 +27,16 @@ from cluster.errors import EngineStopped, NotReady, RequestFailed
 logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 5
+PAUSE_S = 0.1
+
+# What is raised when a router, or the node that it was on, is gone.
+LOST = (
+    RayActorError,
+    EngineStopped,
+    ObjectLostError,
+    NodeDiedError,
+    DeploymentUnavailableError,
+)
 
 
 class RouterClient:
@@ -50,7 +67,7 @@ class RouterClient:
                         is_finished = events[-1].finish_reason is not None
                         yield events
                 return
-            except (RayActorError, EngineStopped) as error:
+            except LOST as error:
                 if is_finished:
                     return
                 logger.warning(
@@ -59,6 +76,7 @@ class RouterClient:
                     len(emitted),
                     type(error).__name__,
                 )
+                await asyncio.sleep(PAUSE_S * 2**attempt)
         raise NotReady(f"{MAX_ATTEMPTS} routers were lost under this request")
 
     async def check_ready(self) -> None:
@@ -71,7 +89,7 @@ class RouterClient:
             await self._routers.check_ready.remote()
         except RayTaskError as error:
             raise _cause(error) from error
-        except RayActorError as error:
+        except LOST as error:
             raise NotReady("a router was lost") from error
 
     async def _stream_once(
@@ -86,10 +104,11 @@ class RouterClient:
             async for events in response:
                 yield events
             is_over = True
-        except (RayActorError, RayTaskError, TaskCancelledError, RequestCancelledError) as error:
+        except LOST:
             is_over = True
-            if isinstance(error, RayActorError):
-                raise
+            raise
+        except (RayTaskError, TaskCancelledError, RequestCancelledError) as error:
+            is_over = True
             raise _cause(error) from error
         finally:
             if not is_over:

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cluster.errors import ClusterError
@@ -39,7 +41,7 @@ def serve(
     routers: Annotated[int, typer.Option(help="router actors")] = 1,
     dtype: Annotated[str | None, typer.Option(help="default: the checkpoint's own")] = None,
     host: Annotated[str, typer.Option(help="address of the HTTP server")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="port of the HTTP server")] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="port of the HTTP server")] = 8000,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     address: Annotated[
         str | None, typer.Option(help="join this Ray cluster; default: start one here")
@@ -61,7 +63,10 @@ def serve(
             }
         )
         Server(settings, host, port, address, out).run()
-    except (ModelError, SettingsError, ServerError, ValueError) as error:
+    except ValidationError as error:
+        problem = error.errors()[0]
+        _fail(SettingsError(f"{problem['loc'][0]}: {problem['msg']}"))
+    except (ModelError, SettingsError, ServerError) as error:
         _fail(error)
 
 
@@ -191,7 +196,7 @@ def _answer(
             text += piece
             out.out(piece, end="")
     except ApiFailure as error:
-        out.print(f"[red]{error}[/]")
+        out.print(f"[red]{escape(str(error))}[/]")
         messages.pop()
         return
     except KeyboardInterrupt:
@@ -201,5 +206,5 @@ def _answer(
 
 
 def _fail(error: Exception) -> NoReturn:
-    err.print(f"[red]mixray:[/] {error}")
+    err.print(f"[red]mixray:[/] {escape(str(error))}", soft_wrap=True)
     raise typer.Exit(2)

@@ -23,7 +23,7 @@ class ApiClient:
 
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
-        self.model: str = self._get("/v1/models")["data"][0]["id"]
+        self.model = self._served_model()
 
     def chat(self, messages: list[dict[str, str]], options: dict[str, Any]) -> Iterator[str]:
         """Pieces of the answer to a conversation."""
@@ -35,12 +35,15 @@ class ApiClient:
         for choice in self._stream("/v1/completions", {"prompt": prompt, **options}):
             yield choice["text"]
 
-    def _get(self, path: str) -> Any:
+    def _served_model(self) -> str:
         try:
-            response = requests.get(self._url + path, timeout=(CONNECT_TIMEOUT_S, 30))
+            response = requests.get(f"{self._url}/v1/models", timeout=(CONNECT_TIMEOUT_S, 30))
         except requests.RequestException as error:
             raise ApiFailure(f"nothing serves at {self._url}; is `mixray serve` up?") from error
-        return _checked(response).json()
+        try:
+            return str(_checked(response).json()["data"][0]["id"])
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise ApiFailure(f"{self._url} does not serve models") from error
 
     def _stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         try:

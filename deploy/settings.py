@@ -39,7 +39,7 @@ class Settings(BaseModel):
     link: LinkKind = Field("auto", description="auto: AF_UNIX within a node, TCP across nodes")
     max_ingress: int | None = Field(None, ge=1, description="autoscale the ingress up to this many")
     max_running: int = Field(64, ge=1, description="sequences that share a step")
-    max_waiting: int = Field(256, ge=0, description="requests in a router's queue")
+    max_waiting: int = Field(256, ge=1, description="requests in a router's queue")
     step_tokens: int = Field(512, ge=1, description="tokens of one step")
     kv_tokens: int = Field(65_536, ge=1, description="KV cache slots of a router")
     reply_timeout_s: float = Field(5.0, gt=0, description="for one answer of an expert host")
@@ -82,7 +82,7 @@ class Settings(BaseModel):
             link=self.link,
             engine=EngineConfig(
                 max_running=self.max_running,
-                max_waiting=max(1, self.max_waiting),
+                max_waiting=self.max_waiting,
                 step_tokens=self.step_tokens,
                 kv_tokens=self.kv_tokens,
             ),

@@ -13,13 +13,17 @@ ModelError
 
 import reprlib
 from collections.abc import Sequence
+from typing import Any
 
 _MAX_NAME_CHARS = 120
 _MAX_LISTED = 5
 
 
 class ModelError(Exception):
-    """Root of this room's errors."""
+    """Root of this room's errors. They survive a trip through Ray, which pickles them."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self.args, self.__dict__)
 
 
 class ConfigError(ModelError):
@@ -89,6 +93,13 @@ class SamplingError(ModelError):
     def __init__(self, field: str, got: object, want: str) -> None:
         super().__init__(f"{field}: got {got!r}, want {want}")
         self.field = field
+
+
+def _restore(kind: type[ModelError], args: tuple[Any, ...], state: dict[str, Any]) -> ModelError:
+    """Make an error from its message and fields, without its constructor."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 def shorten(text: str) -> str:

@@ -43,8 +43,9 @@ def place(
 
     What living hosts hold stays. Experts that nobody holds go, the most loaded first, to the host
     with the fewest experts that has room. Then experts move one at a time from the fullest host to
-    the emptiest with room while that brings the two closer, and hosts still empty (more hosts than
-    experts) take copies of the experts with the most load per copy.
+    the emptiest with room while that brings the two closer; copies on hosts that hold other experts
+    too are dropped, since they are left over from a host that went and came back; and hosts still
+    empty (more hosts than experts) take copies of the experts with the most load per copy.
 
     Args:
         slots: how many experts each living host can hold.
@@ -62,6 +63,8 @@ def place(
     held = {host: list(current.get(host, ()))[: slots[host]] for host in sorted(slots)}
     _adopt_orphans(num_experts, slots, held, load)
     _even_out(slots, held)
+    while _drop_a_surplus_copy(held):
+        _even_out(slots, held)
     _copy_to_the_empty(num_experts, slots, held, load)
     return {host: tuple(sorted(experts)) for host, experts in held.items()}
 
@@ -103,6 +106,18 @@ def _even_out(slots: Mapping[str, int], held: dict[str, list[int]]) -> None:
         moved = max(set(held[fullest]) - set(held[emptiest]))
         held[fullest].remove(moved)
         held[emptiest].append(moved)
+
+
+def _drop_a_surplus_copy(held: dict[str, list[int]]) -> bool:
+    """Drop one copy, from the fullest host that holds it beside others; whether there was one."""
+    copies = [expert for experts in held.values() for expert in experts]
+    twice = {expert for expert in copies if copies.count(expert) > 1}
+    surplus = [host for host in held if len(held[host]) > 1 and twice & set(held[host])]
+    if not surplus:
+        return False
+    host = max(surplus, key=lambda host: (len(held[host]), host))
+    held[host].remove(max(twice & set(held[host])))
+    return True
 
 
 def _copy_to_the_empty(

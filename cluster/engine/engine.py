@@ -10,19 +10,21 @@ import queue
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from cluster.config import EngineConfig
 from cluster.engine.model_runner import ModelRunner
 from cluster.engine.request import GenerateRequest, TokenEvent
 from cluster.engine.scheduler import ScheduledChunk, Scheduler, Sequence
-from cluster.errors import EngineStopped, RequestFailed
+from cluster.errors import ClusterError, EngineStopped, RequestFailed
 from model.batch import Chunk
 from model.cache import KVCache
 from model.sampling import Sample, sample
 from routing.errors import ExpertUnavailable
 
 logger = logging.getLogger(__name__)
+
+Told = TypeVar("Told")
 
 
 class Listener(Protocol):
@@ -138,9 +140,11 @@ class Engine:
 
     def _add(self, request: GenerateRequest, listener: Listener) -> None:
         try:
+            if request.request_id in self._active:
+                raise RequestFailed(f"request id {request.request_id} is in use")
             sequence = self._scheduler.add(request)
-        except Exception as error:
-            listener.failed(error)
+        except ClusterError as error:
+            _tell(listener.failed, error)
         else:
             self._active[request.request_id] = _Active(sequence, listener)
 
@@ -153,7 +157,7 @@ class Engine:
     def _fail(self, request_id: str, error: Exception) -> None:
         active = self._drop(request_id)
         if active is not None:
-            active.listener.failed(error)
+            _tell(active.listener.failed, error)
 
     def _compute(self, chunks: list[ScheduledChunk]) -> list[Sample]:
         """Forward and sample; one sample for each chunk that is its sequence's last."""
@@ -162,8 +166,11 @@ class Engine:
         )
         rows = [row for row, chunk in enumerate(chunks) if chunk.is_last]
         sequences = [chunks[row].sequence for row in rows]
+        sampled_BV = logits_BV[rows]
+        if not bool(sampled_BV.isfinite().all()):
+            raise ArithmeticError("logits are not finite")
         return sample(
-            logits_BV[rows],
+            sampled_BV,
             [sequence.request.params for sequence in sequences],
             [len(sequence.token_ids) for sequence in sequences],
         )
@@ -190,7 +197,8 @@ class Engine:
         listener = self._active[request_id].listener
         if finish_reason is not None:
             self._drop(request_id)
-        listener.token(TokenEvent(token.token_id, token.logprob, token.top_logprobs, finish_reason))
+        event = TokenEvent(token.token_id, token.logprob, token.top_logprobs, finish_reason)
+        _tell(listener.token, event)
 
     def _isolate(self, chunks: list[ScheduledChunk]) -> None:
         """Let each sequence of a failed step start over alone; one that was alone has failed."""
@@ -202,6 +210,14 @@ class Engine:
                 sequence.is_suspect = True
                 sequence.num_computed = 0
                 self._active[sequence.request.request_id].cache = None
+
+
+def _tell(hear: Callable[[Told], None], told: Told) -> None:
+    """Call a listener; one that fails, because its event loop is gone, harms nobody else."""
+    try:
+        hear(told)
+    except Exception:
+        logger.exception("a listener failed")
 
 
 def _run_into(future: "Future[None]", function: Callable[[], None]) -> None:

@@ -23,6 +23,9 @@ class GenerateRequest:
     params: SamplingParams
     output_ids: tuple[int, ...] = field(default=())
 
+    def __post_init__(self) -> None:
+        assert self.prompt_ids, self.request_id
+
     @property
     def max_total_tokens(self) -> int:
         """Most tokens that this sequence can ever hold."""

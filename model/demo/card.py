@@ -48,7 +48,7 @@ task among the training conversations:
 thread(s) shared with other work, PyTorch {torch_version}. Muon for the matrices of attention and
 experts, AdamW for the rest; matrix products in bfloat16; loss 1.0 on answers, 0.1 on prompts, 0.01
 on load balance; contexts up to 320, then 512, then {context_tokens} tokens; the learning rate falls
-to zero over the last 30% of the time. To train it again: `python -m model.demo.train`. The length
+to zero over the last half of the time. To train it again: `python -m model.demo.train`. The length
 of a training is a time, so a second one gives other weights.
 
 ## Accuracy

@@ -8,7 +8,7 @@ CONTEXT_TOKENS = 1_024
 # (from this share of the time, context in tokens): copying is learnt sooner on short texts.
 _STAGES = ((0.0, 320), (0.4, 512), (0.7, CONTEXT_TOKENS))
 _WARMUP_STEPS = 30
-_DECAY_SHARE = 0.3
+_DECAY_SHARE = 0.5
 
 
 def context_at(progress: float) -> int:

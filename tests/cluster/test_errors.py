@@ -7,9 +7,30 @@ import pytest
 
 from cluster import errors as cluster_errors
 from cluster.errors import EngineBusy, RequestTooLarge
+from model import errors as model_errors
+from model.errors import (
+    CheckpointError,
+    ConfigError,
+    MissingTensor,
+    PromptError,
+    SamplingError,
+    ShapeMismatch,
+    UnexpectedTensor,
+)
 from routing import errors as routing_errors
 
-ARGUMENTS = {EngineBusy: (7, 2.5), RequestTooLarge: (900, 512)}
+ARGUMENTS: dict[type[Exception], tuple[object, ...]] = {
+    EngineBusy: (7, 2.5),
+    RequestTooLarge: (900, 512),
+    ConfigError: ("dim", 0, "a number from 1", "config.json"),
+    CheckpointError: ("model.safetensors", "too short"),
+    MissingTensor: ("folder", "a", "b"),
+    UnexpectedTensor: ("folder", "a"),
+    ShapeMismatch: ("folder", "a", (2, 3), (3, 2)),
+    PromptError: ("empty", "messages", "empty_array"),
+    SamplingError: ("top_p", 2, "at most 1"),
+}
+ROOMS = [routing_errors, model_errors, cluster_errors]
 
 
 def errors_of(module: ModuleType) -> list[type[Exception]]:
@@ -18,7 +39,7 @@ def errors_of(module: ModuleType) -> list[type[Exception]]:
     return [kind for kind in found if kind.__module__ == module.__name__]
 
 
-@pytest.mark.parametrize("kind", [*errors_of(cluster_errors), *errors_of(routing_errors)])
+@pytest.mark.parametrize("kind", [kind for room in ROOMS for kind in errors_of(room)])
 def test_an_error_is_the_same_after_pickling(kind: type[Exception]) -> None:
     error = kind(*ARGUMENTS.get(kind, ("what happened",)))
 
@@ -28,7 +49,7 @@ def test_an_error_is_the_same_after_pickling(kind: type[Exception]) -> None:
     assert (str(arrived), vars(arrived)) == (str(error), vars(error))
 
 
-@pytest.mark.parametrize("module", [cluster_errors, routing_errors])
+@pytest.mark.parametrize("module", ROOMS)
 def test_every_error_is_in_the_tree_of_the_module_docstring(module: ModuleType) -> None:
     drawn = [line.split()[0] for line in (module.__doc__ or "").splitlines() if line.strip()]
 

@@ -354,3 +354,23 @@ def test_every_expert_is_served_again_after_any_deaths(seed: int) -> None:
         world.check()
         if step % 100 == 99:
             world.check_at_rest()
+
+
+def test_a_host_that_leaves_serves_on_until_others_hold_its_experts(clock: FakeClock) -> None:
+    book, hosts = settled(clock, "a", "b")
+
+    book.leave("a", clock())
+    before = published(book, clock)
+    settle(book, hosts)
+
+    assert set(before["a"]) | set(before["b"]) == set(ALL) and before["a"]
+    assert published(book, clock) == {"a": (), "b": ALL}
+
+
+def test_the_last_host_cannot_hand_its_experts_to_anybody(clock: FakeClock) -> None:
+    book, hosts = settled(clock, "a")
+
+    book.leave("a", clock())
+    settle(book, hosts)
+
+    assert published(book, clock) == {"a": ALL}

@@ -1,16 +1,11 @@
-"""`ray up deploy/ray/local.yaml` for real: three hosts with sshd, in network namespaces.
+"""`ray up deploy/ray/local.yaml` for real, on three hosts with sshd in network namespaces.
 
-The file is the shipped one but for addresses, login and checkpoint. Everything, the launching
-machine included, lies in pid namespaces of its own: `ray stop` ends every Ray process that it sees.
+The file is the shipped one but for addresses, login and checkpoint.
 """
 
 import json
-import os
-import shutil
-import subprocess
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,79 +15,143 @@ import yaml
 from model.checkpoint.load import open_checkpoint
 from model.checkpoint.names import expected_shapes
 from tests.checkpoints import write_serving_checkpoint
+from tests.deploy.rig.machines import (
+    ROOT,
+    CommandFailed,
+    Machines,
+    machines,
+    needs_machines,
+    wait_until,
+)
 from tests.running import build, generate
 
-ROOT = Path(__file__).resolve().parents[2]
-NETHOSTS = ROOT / "tests" / "deploy" / "rig" / "nethosts.sh"
-PROGRAMS = ("ip", "unshare", "nsenter", "/usr/sbin/sshd", "ssh", "ssh-keygen", "rsync", "curl", "ss")
-HEAD, *WORKERS = ADDRESSES = ("10.77.0.11", "10.77.0.12", "10.77.0.13")
-URL = f"http://{HEAD}:8000"
+ADDRESSES = {
+    "192.168.1.10": "10.77.0.11",
+    "192.168.1.11": "10.77.0.12",
+    "192.168.1.12": "10.77.0.13",
+}
+URL = "http://10.77.0.11:8000"
+# At the same path on every host, and not on the disk that they share.
 MODEL_DIR = "/tmp/model"
-PROMPT = [1, 40, 7, 300, 12]
-NUM_TOKENS = 32
-UP_TIMEOUT_S = 300
+PROMPTS = [[1, 40, 7, 300, 12], [1, *range(20, 60)]]
+NUM_TOKENS = 48
+GREEDY = {"model": "tiny", "max_tokens": NUM_TOKENS, "temperature": 0, "ignore_eos": True}
+READY_TIMEOUT_S = 150
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
-    *(
-        pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
-        for program in PROGRAMS
-    ),
-]
+pytestmark = needs_machines
 
 
-class Rig:
-    """A launching machine, number 0, and hosts 1 to 3."""
+def write_files(home: Path) -> None:
+    """Write what lies in the checkout of whoever runs `ray up`, edited as its header says."""
+    text = (ROOT / "deploy" / "ray" / "local.yaml").read_text()
+    for theirs, ours in ADDRESSES.items():
+        text = text.replace(theirs, ours)
+    cluster = yaml.safe_load(text)
+    cluster["auth"]["ssh_user"] = "root"
+    cluster["file_mounts"][MODEL_DIR] = "model"
+    serve = yaml.safe_load((ROOT / "deploy" / "serve.yaml").read_text())
+    serve["applications"][0]["args"] = {
+        "model": MODEL_DIR,
+        "model_name": "tiny",
+        "expert_hosts": len(ADDRESSES),
+        "hosts_per_node": 1,
+    }
+    (home / "deploy").mkdir()
+    (home / "dist").mkdir()
+    [wheel] = (path for path in cluster["file_mounts"].values() if path.startswith("dist/"))
+    (home / wheel).touch()  # mixray is installed on the hosts already, so nobody looks inside
+    (home / "deploy" / "serve.yaml").write_text(yaml.safe_dump(serve))
+    (home / "local.yaml").write_text(yaml.safe_dump(cluster))
+    write_serving_checkpoint(home / "model")
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.home = folder / "0" / "home"
 
-    def run(self, *command: str, machine: int = 0, timeout_s: float = 120) -> str:
-        """Run a command on a machine; its standard output."""
-        done = subprocess.run(
-            [NETHOSTS, "exec", self.folder, str(machine), *command],
-            cwd=self.home,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
-        if done.returncode != 0:
-            raise AssertionError(f"{' '.join(command)}: {done.stdout[-3000:]}\n{done.stderr[-3000:]}")
-        return done.stdout
+def ray(rig: Machines, verb: str, *options: str) -> str:
+    """Run `ray VERB` with the cluster's file, as its header says."""
+    return rig.run("env", "RAY_UP_enable_autoscaler_v2=0", "ray", verb, "local.yaml", *options)
 
-    def ray(self, verb: str, *options: str) -> str:
-        """`ray VERB local.yaml` on the launching machine."""
-        environment = ("env", "RAY_UP_enable_autoscaler_v2=0", "RAY_USAGE_STATS_ENABLED=0")
-        command = ("ray", verb, "local.yaml", *options)
-        return self.run(*environment, *command, timeout_s=UP_TIMEOUT_S)
 
-    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Ask the served API from the launching machine."""
-        options = ("-sS", "--max-time", "60", "-H", "content-type: application/json")
-        answer = self.run("curl", *options, "-d", json.dumps(body), URL + path)
-        content = json.loads(answer)
-        assert isinstance(content, dict)
-        return content
-
-    def status(self) -> dict[str, Any]:
-        """`mixray status --json` on the head."""
-        output = self.ray("exec", "mixray status --json")
-        content = json.loads(output[output.index("{") : output.rindex("}") + 1])
-        assert isinstance(content, dict)
-        return content
+def status_of(rig: Machines) -> dict[str, Any]:
+    """`mixray status --json` on the head."""
+    output = ray(rig, "exec", "mixray status --json")
+    found = re.search(r"^\{.*^\}", output, re.DOTALL | re.MULTILINE)
+    assert found is not None, output
+    content = json.loads(found.group())
+    assert isinstance(content, dict)
+    return content
 
 
 @pytest.fixture(scope="module")
-def rig() -> Iterator[Rig]:
-    # Not under /tmp: every machine has another one.
-    folder = Path(tempfile.mkdtemp(prefix="mixray-rig-", dir="/var/tmp"))
-    venv = Path(os.environ.get("VIRTUAL_ENV", "")) if os.environ.get("VIRTUAL_ENV") else None
-    try:
-        subprocess.run([NETHOSTS, "up", folder, venv or ROOT / ".venv", "3"], cwd=ROOT, check=True)
-        yield Rig(folder)
-    finally:
-        subprocess.run([NETHOSTS, "down", folder], check=True)
-        shutil.rmtree(folder, ignore_errors=True)
+def rig() -> Iterator[Machines]:
+    """Machines on which the cluster is up and serves."""
+    with machines(len(ADDRESSES)) as rig:
+        write_files(rig.home())
+        rig.run("ray", "get-auth-token", "--generate")
+        ray(rig, "up", "--yes", "--no-config-cache")
+        wait_until(lambda: rig.can_ask(f"{URL}/ready"), READY_TIMEOUT_S)
+        yield rig
+
+
+@pytest.fixture(scope="module")
+def status(rig: Machines) -> dict[str, Any]:
+    """Status once every host has its share of the experts: workers join after the head."""
+    answers = []
+
+    def have_settled() -> bool:
+        answers.append(status_of(rig))
+        hosts = answers[-1]["expert_hosts"]
+        return len(hosts) == len(ADDRESSES) and all(host["experts"] for host in hosts)
+
+    wait_until(have_settled, READY_TIMEOUT_S)
+    return answers[-1]
+
+
+def test_experts_live_on_all_three_hosts(status: dict[str, Any]) -> None:
+    hosts = status["expert_hosts"]
+
+    assert sorted(host["node"] for host in hosts) == sorted(ADDRESSES.values())
+    assert sorted(expert for host in hosts for expert in host["experts"]) == list(range(8))
+    assert all(host["address"].startswith(f"tcp:{host['node']}:") for host in hosts)
+
+
+def test_tokens_are_those_of_one_process(rig: Machines, status: dict[str, Any]) -> None:
+    checkpoint = open_checkpoint(rig.home() / "model")
+    tensors = checkpoint.tensors(expected_shapes(checkpoint.config), "float32")
+    transformer, experts = build(checkpoint.config, tensors)
+    golden = [generate(transformer, experts, prompt, NUM_TOKENS) for prompt in PROMPTS]
+    bodies = [{**GREEDY, "prompt": prompt, "return_token_ids": True} for prompt in PROMPTS]
+
+    answers = [rig.ask(f"{URL}/v1/completions", body) for body in bodies]
+
+    assert [answer["choices"][0]["token_ids"] for answer in answers] == golden
+
+
+def test_hidden_states_go_over_tcp_to_the_other_hosts(
+    rig: Machines, status: dict[str, Any]
+) -> None:
+    [router] = status["routers"]
+    far = [host for host in status["expert_hosts"] if host["node"] != router["node"]]
+    machine = 1 + list(ADDRESSES.values()).index(router["node"])
+
+    rig.ask(f"{URL}/v1/completions", {**GREEDY, "prompt": PROMPTS[1]})
+
+    peers = rig.run("ss", "-Htn", "state", "established", machine=machine)
+    rows = [host["rows_by_expert"] for host in status_of(rig)["expert_hosts"]]
+    assert len(far) == 2
+    assert all(host["address"].removeprefix("tcp:") in peers for host in far)
+    assert all(sum(rows_by_expert.values()) > 0 for rows_by_expert in rows)
+
+
+def test_a_wrong_token_opens_nothing(rig: Machines) -> None:
+    wrong = ("env", "RAY_AUTH_MODE=token", "RAY_AUTH_TOKEN=wrong", "timeout", "60")
+
+    with pytest.raises(CommandFailed, match="AuthenticationError"):
+        rig.run(*wrong, "ray", "status", "--address", "10.77.0.11:6379")
+
+
+def test_ray_down_ends_the_head_and_its_server(rig: Machines) -> None:
+    """The last test: it takes the cluster away."""
+    ray(rig, "down", "--yes")
+
+    programs = rig.run("ps", "-eo", "comm=", machine=1).split()
+    assert not [name for name in programs if name.startswith(("ray", "gcs_server", "python"))]
+    assert not rig.can_ask(f"{URL}/ready")

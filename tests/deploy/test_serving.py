@@ -87,6 +87,18 @@ def test_tokens_do_not_depend_on_the_number_of_hosts(
     assert all_greedy(url) == golden
 
 
+def test_hosts_that_are_scaled_away_under_load_hand_over_their_experts(
+    url: str, client: Client, checkpoint: Path, long_golden: list[list[int]]
+) -> None:
+    def scale_down() -> None:
+        deploy(checkpoint, expert_hosts=2)
+
+    answers = stream_while(url, 4, scale_down)
+
+    assert answers == [(long_golden[index % len(PROMPTS)], True) for index in range(4)]
+    hosts_of(client, 2)
+
+
 def test_two_routers_share_the_hosts(
     url: str, client: Client, checkpoint: Path, golden: list[list[int]]
 ) -> None:

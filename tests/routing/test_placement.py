@@ -177,3 +177,13 @@ def test_a_view_covers_the_experts_that_some_host_serves() -> None:
 
     assert view.covers(3)
     assert not view.covers(4)
+
+
+def test_copies_left_over_from_a_host_that_came_back_are_dropped() -> None:
+    slots = {"a": 8, "b": 8}
+    everything_twice = {"a": tuple(range(8)), "b": tuple(range(8))}
+
+    placement = place(8, slots, everything_twice, [1.0] * 8)
+
+    assert sorted(placement["a"] + placement["b"]) == list(range(8))
+    assert [len(experts) for experts in placement.values()] == [4, 4]

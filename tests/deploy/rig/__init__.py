@@ -1,0 +1,1 @@
+"""Machines to bring clusters up on."""
