@@ -8,13 +8,8 @@ from pydantic import ValidationError
 from starlette.requests import Request
 
 from deploy.api.errors import BodyTooLarge, InvalidRequest, UnsupportedBody
-from deploy.api.schemas import (
-    IDS_TAG,
-    IGNORED_FIELDS,
-    TEXT_TAG,
-    UNSUPPORTED_FIELDS,
-    StrictModel,
-)
+from deploy.api.fields import IDS_TAG, TEXT_TAG
+from deploy.api.schemas import IGNORED_FIELDS, UNSUPPORTED_FIELDS, StrictModel
 
 MAX_BODY_BYTES = 8 * 2**20
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from deploy.api.errors import InvalidRequest, ModelNotFound
+from deploy.api.fields import MAX_PROMPTS
 from deploy.api.schemas import (
     DEFAULT_COMPLETION_TOKENS,
-    MAX_PROMPTS,
     ChatRequest,
     CompletionRequest,
     GenerationRequest,

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, Response
 
+from deploy.api.answer_shape import AnswerOptions, AnswerShape
 from deploy.api.answers import (
     ChatResponse,
     Envelope,
@@ -20,14 +21,15 @@ from deploy.api.answers import (
     model_card,
 )
 from deploy.api.body import read_request
+from deploy.api.chat_shape import ChatShape
 from deploy.api.errors import ErrorBody, error_response
 from deploy.api.generation import collect, stream_choices
 from deploy.api.middleware import RequestBorder
 from deploy.api.prompts import Choice, chat_choices, check_model, completion_choices
 from deploy.api.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from deploy.api.service import ApiService
-from deploy.api.shaping import AnswerOptions, AnswerShape, ChatShape, TextShape
 from deploy.api.streaming import EventStream, unless_disconnected
+from deploy.api.text_shape import TextShape
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "The request was refused"},

@@ -11,30 +11,33 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    Discriminator,
     Field,
-    Tag,
     ValidationInfo,
     WithJsonSchema,
     field_validator,
 )
 from pydantic_core import PydanticCustomError
 
+from deploy.api.fields import (
+    MAX_PROMPTS,
+    MAX_STOPS,
+    PROMPT_SCHEMA,
+    STOP_SCHEMA,
+    MaxTokens,
+    Prompt,
+    Seed,
+    StopText,
+    Text,
+    as_list,
+    as_prompts,
+)
 from model.chat import ChatMessage
-from model.config import MAX_CONTEXT_TOKENS
 from model.sampling_params import MAX_LOGPROBS, MAX_SEED, SamplingParams
 
 MAX_CHOICES = 8
 MAX_MESSAGES = 8_192
-MAX_PARTS = 1_024
-MAX_PROMPTS = 128
-MAX_STOPS = 16
-MAX_STOP_CHARS = 256
 MAX_COMPLETION_LOGPROBS = 5
 DEFAULT_COMPLETION_TOKENS = 16
-
-# What stands between the text parts of one message, as in mistral-common.
-PART_SEPARATOR = "\n\n"
 
 # Accepted and without effect: labels for the provider's books, and hints about speed.
 IGNORED_FIELDS = frozenset(
@@ -78,90 +81,6 @@ UNSUPPORTED_FIELDS: dict[str, tuple[object, ...]] = {
 }
 
 
-def _join_parts(value: object) -> object:
-    """Make one text of a message's list of text parts."""
-    if not isinstance(value, list):
-        return value
-    if len(value) > MAX_PARTS:
-        raise PydanticCustomError("array_above_max_length", f"want at most {MAX_PARTS} parts")
-    return PART_SEPARATOR.join(_part_text(part) for part in value)
-
-
-def _part_text(part: object) -> str:
-    if not isinstance(part, dict) or "type" not in part:
-        raise PydanticCustomError("invalid_type", 'want parts {"type": "text", "text": "..."}')
-    if part["type"] != "text":
-        raise PydanticCustomError("unsupported_content_type", "only parts of type text are served")
-    if set(part) != {"type", "text"} or not isinstance(part["text"], str):
-        raise PydanticCustomError("invalid_type", 'want parts {"type": "text", "text": "..."}')
-    return part["text"]
-
-
-def _as_list(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
-def _as_prompts(value: object) -> object:
-    """Make a list of prompts of one: a text, or a list of token ids."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, list) and value and all(type(item) is int for item in value):
-        return [value]
-    return value
-
-
-STOP_SCHEMA = {
-    "anyOf": [
-        {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS},
-        {
-            "type": "array",
-            "items": {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS},
-            "maxItems": MAX_STOPS,
-        },
-    ]
-}
-CONTENT_SCHEMA = {
-    "anyOf": [
-        {"type": "string"},
-        {
-            "type": "array",
-            "maxItems": MAX_PARTS,
-            "items": {
-                "type": "object",
-                "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-                "required": ["type", "text"],
-                "additionalProperties": False,
-            },
-        },
-    ]
-}
-TOKEN_IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
-PROMPT_SCHEMA = {
-    "anyOf": [
-        {"type": "string"},
-        TOKEN_IDS_SCHEMA,
-        {
-            "type": "array",
-            "items": {"anyOf": [{"type": "string"}, TOKEN_IDS_SCHEMA]},
-            "minItems": 1,
-            "maxItems": MAX_PROMPTS,
-        },
-    ]
-}
-
-StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
-Text = Annotated[str, BeforeValidator(_join_parts), WithJsonSchema(CONTENT_SCHEMA)]
-TokenId = Annotated[int, Field(ge=0)]
-TokenIds = Annotated[list[TokenId], Field(min_length=1)]
-TEXT_TAG, IDS_TAG = "<text>", "<ids>"
-Prompt = Annotated[
-    Annotated[str, Tag(TEXT_TAG)] | Annotated[TokenIds, Tag(IDS_TAG)],
-    Discriminator(lambda value: TEXT_TAG if isinstance(value, str) else IDS_TAG),
-]
-MaxTokens = Annotated[int, Field(ge=1, le=MAX_CONTEXT_TOKENS)]
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
-
-
 class StrictModel(BaseModel):
     """No conversion, no unknown field."""
 
@@ -191,7 +110,7 @@ class GenerationRequest(StrictModel):
     stop: Annotated[
         list[StopText],
         Field(max_length=MAX_STOPS),
-        BeforeValidator(_as_list),
+        BeforeValidator(as_list),
         WithJsonSchema(STOP_SCHEMA),
     ] = []
     seed: Seed | None = None
@@ -306,7 +225,7 @@ class CompletionRequest(GenerationRequest):
     prompt: Annotated[
         list[Prompt],
         Field(min_length=1, max_length=MAX_PROMPTS),
-        BeforeValidator(_as_prompts),
+        BeforeValidator(as_prompts),
         WithJsonSchema(PROMPT_SCHEMA),
     ]
     logprobs: int | None = Field(None, ge=0, le=MAX_COMPLETION_LOGPROBS)

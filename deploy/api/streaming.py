@@ -14,9 +14,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from deploy.api.answer_shape import AnswerShape
 from deploy.api.errors import error_body, log_if_ours
 from deploy.api.generation import Delta
-from deploy.api.shaping import AnswerShape
 
 T = TypeVar("T")
 
