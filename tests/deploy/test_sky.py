@@ -1,11 +1,10 @@
-"""deploy/sky/mixray.yaml: SkyPilot understands it, and its script makes a cluster of two machines."""
+"""deploy/sky/mixray.yaml: SkyPilot understands it, and its script makes a cluster of two nodes."""
 
 import copy
 import os
 import subprocess
 import venv
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
