@@ -20,7 +20,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from cluster.config import ClusterConfig
-from cluster.placement_book import HostInfo
+from cluster.placement_book import HostInfo, HostReport
 from cluster.whereabouts import whereabouts
 from model.checkpoint.load import open_checkpoint
 from model.checkpoint.names import expert_names
@@ -46,6 +46,7 @@ class ExpertHost:
         self._checkpoint = open_checkpoint(Path(config.model_dir))
         self._shard = ExpertShard()
         self._key: bytes | None = None
+        self._loading = (0, 0)
         self._info, self._service, self._server = self._listen()
         self._is_stopping = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="placement", daemon=True)
@@ -130,9 +131,7 @@ class ExpertHost:
         with ThreadPoolExecutor(1, "load") as loader:
             while not self._is_stopping.is_set():
                 held = frozenset(self._shard.expert_ids)
-                response = self._placement.beat.remote(
-                    self._info.host_id, held, dict(self._service.rows_by_expert)
-                )
+                response = self._placement.beat.remote(self._info.host_id, held, self._report())
                 assigned = response.result(timeout_s=PLACEMENT_TIMEOUT_S)
                 if assigned is None:
                     return
@@ -142,11 +141,22 @@ class ExpertHost:
                     loading = loader.submit(self._load, assigned - held)
                 wait([loading], timeout=BEAT_PERIOD_S)
 
+    def _report(self) -> HostReport:
+        loaded_bytes, wanted_bytes = self._loading
+        return HostReport(
+            rows_by_expert=dict(self._service.rows_by_expert),
+            loaded_bytes=loaded_bytes,
+            wanted_bytes=wanted_bytes,
+        )
+
+    def _note_loading(self, loaded_bytes: int, wanted_bytes: int) -> None:
+        self._loading = (loaded_bytes, wanted_bytes)
+
     def _load(self, expert_ids: frozenset[int]) -> None:
         if not expert_ids:
             return
         config, model = self._config, self._checkpoint.config
         names = expert_names(model, sorted(expert_ids))
-        weights = self._checkpoint.tensors(names, config.dtype, config.device)
+        weights = self._checkpoint.tensors(names, config.dtype, config.device, self._note_loading)
         self._shard.add(weights, model.num_layers, sorted(expert_ids))
         logger.info("host=%s loaded experts=%s", self._info.host_id, sorted(expert_ids))

@@ -31,6 +31,24 @@ class HostInfo:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class HostReport:
+    """What an expert host tells with every beat: rows computed so far, and how loading goes."""
+
+    rows_by_expert: Mapping[int, int] = field(default_factory=dict)
+    loaded_bytes: int = 0
+    wanted_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HostStatus:
+    """A living host: who it is, what it holds, what it reported last."""
+
+    info: HostInfo
+    expert_ids: tuple[int, ...]
+    report: HostReport
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RouterInfo:
     """What a router says of itself whenever it asks for the placement."""
 
@@ -57,7 +75,7 @@ class _Host:
     info: HostInfo
     last_seen_s: float
     held: frozenset[int] = frozenset()
-    rows_by_expert: Mapping[int, int] = field(default_factory=dict)
+    report: HostReport = field(default_factory=HostReport)
     is_leaving: bool = False
 
 
@@ -105,14 +123,14 @@ class PlacementBook:
         self._replan(now_s)
 
     def beat(
-        self, host_id: str, held: frozenset[int], rows_by_expert: Mapping[int, int], now_s: float
+        self, host_id: str, held: frozenset[int], report: HostReport, now_s: float
     ) -> frozenset[int] | None:
         """Note what a host holds now; what it shall hold, or None if the book does not know it."""
         host = self._hosts.get(host_id)
         if host is None:
             return None
         host.last_seen_s = now_s
-        host.rows_by_expert = rows_by_expert
+        host.report = report
         host.held = held
         assigned = self._assigned(host_id)
         # What it is told to drop is gone, even if a change of plan would rather have it stay.
@@ -154,10 +172,10 @@ class PlacementBook:
         self._routers[router.router_id] = _RouterSeen(router, now_s)
         return Briefing(self._view, self.key)
 
-    def hosts(self) -> list[tuple[HostInfo, tuple[int, ...], dict[int, int]]]:
-        """Living hosts with the experts they hold and the rows each expert has computed."""
+    def hosts(self) -> list[HostStatus]:
+        """Living hosts."""
         return [
-            (host.info, tuple(sorted(host.held)), dict(host.rows_by_expert))
+            HostStatus(info=host.info, expert_ids=tuple(sorted(host.held)), report=host.report)
             for host in self._hosts.values()
         ]
 

@@ -2,10 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TypeVar
 
-from cluster.placement_book import Briefing, HostInfo, PlacementBook, RouterInfo
+from cluster.placement_book import (
+    Briefing,
+    HostInfo,
+    HostReport,
+    HostStatus,
+    PlacementBook,
+    RouterInfo,
+)
 
 POLL_S = 1.0
 FIRST_PLACEMENT_PATIENCE_S = 5.0
@@ -41,15 +48,15 @@ class Placement:
         self._tell()
 
     async def beat(
-        self, host_id: str, held: frozenset[int], rows_by_expert: Mapping[int, int]
+        self, host_id: str, held: frozenset[int], report: HostReport
     ) -> frozenset[int] | None:
         """What the host shall hold, once that differs from `held`; None: it must join again."""
         version = self._book.version
-        self._book.beat(host_id, held, rows_by_expert, time.monotonic())
+        self._book.beat(host_id, held, report, time.monotonic())
         if self._book.version != version:
             self._tell()
         return await self._when(
-            lambda: self._book.beat(host_id, held, rows_by_expert, time.monotonic()),
+            lambda: self._book.beat(host_id, held, report, time.monotonic()),
             lambda assigned: assigned != held,
         )
 
@@ -69,31 +76,8 @@ class Placement:
         """What runs where, as plain data."""
         return {
             "version": self._book.version,
-            "expert_hosts": [
-                {
-                    "id": info.host_id,
-                    "pid": info.pid,
-                    "node": info.node_ip,
-                    "address": info.addresses[-1],
-                    "addresses": list(info.addresses),
-                    "slots": info.num_slots,
-                    "experts": list(expert_ids),
-                    "rows_by_expert": {str(e): rows for e, rows in sorted(rows_by_expert.items())},
-                }
-                for info, expert_ids, rows_by_expert in self._book.hosts()
-            ],
-            "routers": [
-                {
-                    "id": info.router_id,
-                    "pid": info.pid,
-                    "node": info.node_ip,
-                    "running": info.num_running,
-                    "waiting": info.num_waiting,
-                    "kv_tokens_used": info.kv_tokens_used,
-                    "kv_tokens": info.kv_tokens,
-                }
-                for info in self._book.routers()
-            ],
+            "expert_hosts": [_describe_host(host) for host in self._book.hosts()],
+            "routers": [_describe_router(router) for router in self._book.routers()],
         }
 
     async def _when(self, ask: Callable[[], Answer], is_news: Callable[[Answer], bool]) -> Answer:
@@ -120,3 +104,31 @@ class Placement:
         """Wake everybody who waits, and let the next ones wait on a new event."""
         self._news.set()
         self._news = asyncio.Event()
+
+
+def _describe_host(host: HostStatus) -> dict[str, object]:
+    rows = sorted(host.report.rows_by_expert.items())
+    return {
+        "id": host.info.host_id,
+        "pid": host.info.pid,
+        "node": host.info.node_ip,
+        "address": host.info.addresses[-1],
+        "addresses": list(host.info.addresses),
+        "slots": host.info.num_slots,
+        "experts": list(host.expert_ids),
+        "rows_by_expert": {str(expert_id): num_rows for expert_id, num_rows in rows},
+        "loaded_bytes": host.report.loaded_bytes,
+        "wanted_bytes": host.report.wanted_bytes,
+    }
+
+
+def _describe_router(router: RouterInfo) -> dict[str, object]:
+    return {
+        "id": router.router_id,
+        "pid": router.pid,
+        "node": router.node_ip,
+        "running": router.num_running,
+        "waiting": router.num_waiting,
+        "kv_tokens_used": router.kv_tokens_used,
+        "kv_tokens": router.kv_tokens,
+    }

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from cluster.handle import APP_NAME, connect
 from deploy.app import build
+from deploy.loading import showing_loading
 from deploy.settings import Settings
 
 WATCH_PERIOD_S = 1.0
@@ -22,6 +23,10 @@ LOG_FOLDER = "/tmp/ray/session_latest/logs/serve"
 
 class ServerError(Exception):
     """The application could not be brought up."""
+
+
+class AlreadyServing(ServerError):
+    """Somebody else's application runs on the cluster; it is left alone."""
 
 
 class Server:
@@ -54,6 +59,9 @@ class Server:
             self._bring_up(application)
             self._announce()
             self._watch()
+        except AlreadyServing:
+            ray.shutdown()
+            raise
         except KeyboardInterrupt:
             pass
         finally:
@@ -89,17 +97,19 @@ class Server:
             # Ray has set a handler of its own, which would leave the application up.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             progress.update("starting the HTTP server")
+            if APP_NAME in serve.status().applications:
+                raise AlreadyServing("this cluster serves mixray already; `mixray stop` ends that")
             serve.start(http_options=HTTPOptions(host=self._host, port=self._port))
-            settings = self._settings
-            progress.update(
-                f"loading {settings.served_name}: {settings.routers} router(s), "
-                f"{settings.expert_hosts} expert host(s)"
-            )
-            try:
-                serve.run(application, name=APP_NAME, route_prefix="/")
-            except RuntimeError as error:
-                raise ServerError(f"{error}\nlogs: {LOG_FOLDER}") from error
+            progress.update(f"loading {self._settings.served_name}")
+            with showing_loading(progress, self._settings.served_name):
+                self._deploy(application)
         self._console.print(f"ready in {time.monotonic() - started_s:.0f} s\n")
+
+    def _deploy(self, application: serve.Application) -> None:
+        try:
+            serve.run(application, name=APP_NAME, route_prefix="/")
+        except RuntimeError as error:
+            raise ServerError(f"{error}\nlogs: {LOG_FOLDER}") from error
 
     def _start_ray(self) -> None:
         if self._address is not None:
@@ -114,7 +124,8 @@ class Server:
 
     def _announce(self) -> None:
         settings = self._settings
-        url = f"http://{self._host}:{self._port}"
+        host = "127.0.0.1" if self._host == "0.0.0.0" else self._host
+        url = f"http://{host}:{self._port}"
         body = {
             "model": settings.served_name,
             "messages": [{"role": "user", "content": "What is the capital of France?"}],
@@ -141,14 +152,22 @@ class Server:
         if not ray.is_initialized():
             return
         with self._console.status("stopping"):
-            if self._address is not None and APP_NAME in serve.status().applications:
-                serve.delete(APP_NAME)
+            if self._address is not None:
+                _leave_cluster()
             ray.shutdown()
 
 
 def quiet() -> None:
     """Keep Serve's own progress lines out of ours."""
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
+
+
+def _leave_cluster() -> None:
+    """Delete our application, and with the last one Serve's HTTP server: it holds the port."""
+    if APP_NAME in serve.status().applications:
+        serve.delete(APP_NAME)
+    if not serve.status().applications:
+        serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def _check_port(host: str, port: int) -> None:

@@ -6,7 +6,7 @@ failed, whatever came before.
 StreamFailure
     Unreachable     no connection, or it broke before the status
     Refused         a status other than 200
-    BadEvent        an event that is no chunk of a chat stream
+    BadAnswer       an event that is no chunk of a chat stream, or no list of models
     ErrorEvent      the server reported an error inside the stream
     BrokenOff       the connection broke, or the stream ended without `[DONE]`
     NoTokens        a whole stream that held no token
@@ -42,8 +42,8 @@ class Refused(StreamFailure):
     """A status other than 200."""
 
 
-class BadEvent(StreamFailure):
-    """An event that is no chunk of a chat stream."""
+class BadAnswer(StreamFailure):
+    """An event that is no chunk of a chat stream, or no list of models."""
 
 
 class ErrorEvent(StreamFailure):
@@ -98,7 +98,7 @@ class StreamingClient:
         """Name the first model that the server lists.
 
         Raises:
-            StreamFailure: it does not answer as expected.
+            StreamFailure: it does not answer, or names none.
         """
         try:
             response = self._session.get(
@@ -107,7 +107,10 @@ class StreamingClient:
         except requests.RequestException as error:
             raise Unreachable(f"{self._base_url}: {type(error).__name__}") from error
         _check_status(response)
-        return str(response.json()["data"][0]["id"])
+        try:
+            return str(response.json()["data"][0]["id"])
+        except (requests.RequestException, LookupError, TypeError) as error:
+            raise BadAnswer(f"no list of models: {type(error).__name__}") from error
 
     def chat(self, body: dict[str, Any]) -> Measurement:
         """Stream one answer and drop its text.
@@ -183,7 +186,7 @@ def _count_tokens(data: bytes) -> int:
             raise ErrorEvent(str(event["error"]["message"])[:MESSAGE_CHARS])
         return sum(_tokens_of(choice) for choice in event["choices"])
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise BadEvent(f"no chunk of a chat stream: {type(error).__name__}") from error
+        raise BadAnswer(f"no chunk of a chat stream: {type(error).__name__}") from error
 
 
 def _tokens_of(choice: dict[str, Any]) -> int:

@@ -28,6 +28,7 @@ RAY_FILES = {
     "cluster/router_client.py",
     "cluster/whereabouts.py",
     "deploy/app.py",
+    "deploy/loading.py",
     "deploy/ingress.py",
     "deploy/server.py",
 }

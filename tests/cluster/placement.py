@@ -1,6 +1,6 @@
 """Expert hosts without experts: they join, ask and obey, each step only when told to."""
 
-from cluster.placement_book import HostInfo, PlacementBook, RouterInfo
+from cluster.placement_book import HostInfo, HostReport, PlacementBook, RouterInfo
 from routing.placement import PlacementView
 from tests.faults import FakeClock
 
@@ -67,7 +67,7 @@ class SlowHost:
 
     def beat(self, book: PlacementBook) -> None:
         """Ask; a host that the book does not know joins again."""
-        self.told = book.beat(self.info.host_id, self.held, {}, self._clock())
+        self.told = book.beat(self.info.host_id, self.held, HostReport(), self._clock())
         if self.told is None:
             self.join(book)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from cluster.placement_book import LOST_AFTER_S, PlacementBook
+from cluster.placement_book import LOST_AFTER_S, HostReport, PlacementBook
 from tests.cluster.placement import (
     EPOCH_MS,
     NUM_EXPERTS,
@@ -43,7 +43,7 @@ def test_nothing_is_placed_until_all_hosts_have_joined(clock: FakeClock) -> None
     book = new_book(clock, num_hosts=2)
     book.join(host_info("a"), NOTHING, None, clock())
 
-    assigned = book.beat("a", NOTHING, {}, clock())
+    assigned = book.beat("a", NOTHING, HostReport(), clock())
 
     assert assigned == NOTHING
 
@@ -53,7 +53,7 @@ def test_experts_are_shared_out_once_all_hosts_have_joined(clock: FakeClock) -> 
     book.join(host_info("a"), NOTHING, None, clock())
     book.join(host_info("b"), NOTHING, None, clock())
 
-    shares = [book.beat(name, NOTHING, {}, clock()) for name in "ab"]
+    shares = [book.beat(name, NOTHING, HostReport(), clock()) for name in "ab"]
 
     assert [len(share or ()) for share in shares] == [4, 4]
     assert frozenset().union(*[share or () for share in shares]) == frozenset(ALL)
@@ -63,11 +63,11 @@ def test_hosts_that_came_are_enough_once_patience_is_over(clock: FakeClock) -> N
     book = new_book(clock, num_hosts=2)
     book.join(host_info("a"), NOTHING, None, clock())
     clock.advance(PATIENCE_S)
-    book.beat("a", NOTHING, {}, clock())
+    book.beat("a", NOTHING, HostReport(), clock())
 
     book.sweep(clock())
 
-    assert book.beat("a", NOTHING, {}, clock()) == frozenset(ALL)
+    assert book.beat("a", NOTHING, HostReport(), clock()) == frozenset(ALL)
 
 
 def test_routers_see_only_what_hosts_really_hold(clock: FakeClock) -> None:
@@ -129,13 +129,13 @@ def test_a_silent_host_is_swept_and_told_to_join_again(clock: FakeClock) -> None
     book.sweep(clock())
 
     assert list(published(book, clock)) == ["speaking"]
-    assert book.beat("silent", silent.held, {}, clock()) is None
+    assert book.beat("silent", silent.held, HostReport(), clock()) is None
 
 
 def test_an_unknown_host_is_told_to_join(clock: FakeClock) -> None:
     book = new_book(clock)
 
-    assert book.beat("stranger", NOTHING, {}, clock()) is None
+    assert book.beat("stranger", NOTHING, HostReport(), clock()) is None
 
 
 def test_what_is_held_stays_served_while_the_rest_has_no_room(clock: FakeClock) -> None:
@@ -254,9 +254,11 @@ def test_hosts_are_listed_with_what_they_hold_and_computed(clock: FakeClock) -> 
     book = new_book(clock)
     book.join(host_info("a"), NOTHING, None, clock())
 
-    book.beat("a", frozenset({2, 1}), {1: 30}, clock())
+    book.beat("a", frozenset({2, 1}), HostReport(rows_by_expert={1: 30}), clock())
 
-    assert book.hosts() == [(host_info("a"), (1, 2), {1: 30})]
+    [host] = book.hosts()
+    assert (host.info, host.expert_ids) == (host_info("a"), (1, 2))
+    assert host.report.rows_by_expert == {1: 30}
 
 
 class World:

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from cluster import placement_service
+from cluster.placement_book import HostReport
 from cluster.placement_service import Placement
 from tests.cluster.placement import NUM_EXPERTS, ROUTER, host_info
 
@@ -32,7 +33,7 @@ def test_a_host_that_shall_hold_something_else_hears_of_it_at_once() -> None:
         await service.join(host_info("a"), NOTHING, None)
 
         start_s = time.monotonic()
-        assigned = await service.beat("a", NOTHING, {})
+        assigned = await service.beat("a", NOTHING, HostReport())
 
         assert assigned == ALL
         assert time.monotonic() - start_s < placement_service.POLL_S / 2
@@ -46,7 +47,7 @@ def test_a_host_that_holds_what_it_shall_waits_for_the_poll_to_end(short_poll: f
         await service.join(host_info("a"), NOTHING, None)
 
         start_s = time.monotonic()
-        assigned = await service.beat("a", ALL, {})
+        assigned = await service.beat("a", ALL, HostReport())
 
         assert assigned == ALL
         assert time.monotonic() - start_s >= short_poll
@@ -58,7 +59,7 @@ def test_an_unknown_host_hears_of_it_at_once() -> None:
     async def run() -> None:
         start_s = time.monotonic()
 
-        assert await placement().beat("stranger", NOTHING, {}) is None
+        assert await placement().beat("stranger", NOTHING, HostReport()) is None
         assert time.monotonic() - start_s < placement_service.POLL_S / 2
 
     asyncio.run(run())
@@ -68,12 +69,12 @@ def test_a_waiting_host_is_woken_when_another_takes_its_experts_over() -> None:
     async def run() -> None:
         service = placement()
         await service.join(host_info("old"), NOTHING, None)
-        waiting = asyncio.create_task(service.beat("old", ALL, {}))
+        waiting = asyncio.create_task(service.beat("old", ALL, HostReport()))
         await service.join(host_info("new"), NOTHING, None)
-        share = await service.beat("new", NOTHING, {})
+        share = await service.beat("new", NOTHING, HostReport())
         assert share is not None and not waiting.done()
 
-        new = asyncio.create_task(service.beat("new", share, {}))
+        new = asyncio.create_task(service.beat("new", share, HostReport()))
         told = await asyncio.wait_for(waiting, placement_service.POLL_S / 2)
         new.cancel()
 
@@ -86,7 +87,7 @@ def test_a_waiting_host_is_woken_when_it_is_reported_lost() -> None:
     async def run() -> None:
         service = placement()
         await service.join(host_info("a"), NOTHING, None)
-        waiting = asyncio.create_task(service.beat("a", ALL, {}))
+        waiting = asyncio.create_task(service.beat("a", ALL, HostReport()))
         await asyncio.sleep(0)
 
         await service.report_lost("a")
@@ -155,7 +156,11 @@ def test_status_is_plain_data_about_hosts_and_routers() -> None:
     async def run() -> None:
         service = placement()
         await service.join(host_info("a"), NOTHING, None)
-        asked = asyncio.create_task(service.beat("a", ALL, {3: 20}))
+        asked = asyncio.create_task(
+            service.beat(
+                "a", ALL, HostReport(rows_by_expert={3: 20}, loaded_bytes=10, wanted_bytes=40)
+            )
+        )
         briefing = await service.brief(ROUTER, -1)
         await asyncio.sleep(0)
         asked.cancel()
@@ -174,6 +179,8 @@ def test_status_is_plain_data_about_hosts_and_routers() -> None:
                     "slots": NUM_EXPERTS,
                     "experts": list(range(NUM_EXPERTS)),
                     "rows_by_expert": {"3": 20},
+                    "loaded_bytes": 10,
+                    "wanted_bytes": 40,
                 }
             ],
             "routers": [

@@ -99,10 +99,11 @@ def test_what_is_mounted_is_there_or_made_by_the_commands_on_top(name: str) -> N
     mounts = config["file_mounts"]
 
     assert mounts[f"~/{wheel}"] == f"dist/{wheel}"
-    assert wheel in " ".join(config["setup_commands"])
+    assert f"pip install -c ~/constraints.txt ~/{wheel}" in config["setup_commands"][0]
     assert mounts["~/.ray/auth_token"] == "~/.ray/auth_token"
     assert mounts["~/serve.yaml"].startswith("deploy/")
     assert (ROOT / mounts["~/serve.yaml"]).is_file()
+    assert (ROOT / mounts["~/constraints.txt"]).is_file()
 
 
 @pytest.mark.parametrize("name", RAY_CLUSTERS)
@@ -221,6 +222,7 @@ def test_all_pods_run_the_image_and_its_ray() -> None:
     assert images == {f"mixray:{pyproject()['project']['version']}"}
     assert f"-t {images.pop()} ." in dockerfile
     assert f"ARG RAY_IMAGE=rayproject/ray:{cluster['rayVersion']}-py" in dockerfile
+    assert f"ray=={cluster['rayVersion']}" in (ROOT / "constraints.txt").read_text().split()
 
 
 def test_the_pods_are_guarded_by_a_token_and_open_the_port_that_is_served() -> None:

@@ -5,6 +5,7 @@ The file is the shipped one but for addresses, login and checkpoint.
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ def write_files(home: Path) -> None:
     (home / "dist").mkdir()
     [wheel] = (path for path in cluster["file_mounts"].values() if path.startswith("dist/"))
     (home / wheel).touch()  # mixray is installed on the hosts already, so nobody looks inside
+    shutil.copy(ROOT / "constraints.txt", home)
     (home / "deploy" / "serve.yaml").write_text(yaml.safe_dump(serve))
     (home / "local.yaml").write_text(yaml.safe_dump(cluster))
     write_serving_checkpoint(home / "model")

@@ -57,6 +57,8 @@ def test_serve_answers_shows_itself_and_leaves_no_process_after_ctrl_c(
         raw = mixray("generate", "Hello", "--url", url, "--max-tokens", "5", "--raw")
         table = mixray("status")
         status: dict[str, Any] = json.loads(mixray("status", "--json").stdout)
+        second = mixray("serve", "--address", "auto", "--port", str(free_port()))
+        again = mixray("generate", "Hello", "--url", url, "--max-tokens", "5")
         everybody = family(process.pid)
 
         os.kill(process.pid, signal.SIGINT)
@@ -65,6 +67,8 @@ def test_serve_answers_shows_itself_and_leaves_no_process_after_ctrl_c(
         _, alive = psutil.wait_procs(everybody, timeout=10)
 
     assert answer.returncode == raw.returncode == 0 and answer.stdout.strip()
+    assert second.returncode == 2 and "serves mixray already" in second.stderr
+    assert again.stdout == answer.stdout
     assert table.returncode == 0 and "expert hosts" in table.stdout
     hosts = status["expert_hosts"]
     assert sorted(expert for host in hosts for expert in host["experts"]) == list(range(8))

@@ -20,6 +20,7 @@ READ_TASK = "import sys, sky; print(sky.Task.from_yaml(sys.argv[1]).service)"
 ADDRESSES = ("10.77.0.11", "10.77.0.12")
 URL = f"http://{ADDRESSES[0]}:8000"
 READY_TIMEOUT_S = 180
+TOKEN = "0123456789abcdef" * 4
 
 pytestmark = pytest.mark.slow
 
@@ -53,6 +54,31 @@ def read_with_skypilot(tmp_path_factory: pytest.TempPathFactory) -> Read:
         return done.stdout + done.stderr
 
     return read
+
+
+@pytest.fixture(scope="module")
+def rig() -> Iterator[Machines]:
+    """Two nodes that run the file's script, as SkyPilot would start it, but on CPUs."""
+    with machines(len(ADDRESSES)) as rig:
+        write_serving_checkpoint(rig.home() / "model")
+        variables = {
+            "MODEL_NAME": TASK["envs"]["MODEL_NAME"],
+            "MODEL_DIR": str(rig.home() / "model"),
+            "RAY_AUTH_TOKEN": TOKEN,
+            "SKYPILOT_NODE_IPS": "\n".join(ADDRESSES),
+            "SKYPILOT_NUM_NODES": "2",
+            "SKYPILOT_NUM_GPUS_PER_NODE": "2",
+        }
+        script = TASK["run"].replace("--device cuda", "--device cpu")
+        for rank in range(len(ADDRESSES)):
+            values = [f"{name}={value}" for name, value in variables.items()]
+            command = ("env", *values, f"SKYPILOT_NODE_RANK={rank}", "bash", "-c", script)
+            rig.start(*command, machine=1 + rank)
+        try:
+            wait_until(lambda: rig.can_ask(f"{URL}/ready"), READY_TIMEOUT_S)
+        except AssertionError as error:
+            raise AssertionError(f"{rig.log(1)}\n{rig.log(2)}") from error
+        yield rig
 
 
 def changed(*path: str, value: object) -> dict[str, Any]:
@@ -92,42 +118,19 @@ def test_skypilot_would_refuse_a_mistake(
 
 
 class TestScript:
-    """The `run` script, as SkyPilot would start it on each of two nodes, but on CPUs."""
-
     pytestmark = needs_machines
 
-    @pytest.fixture(scope="class")
-    def rig(self) -> Iterator[Machines]:
-        with machines(len(ADDRESSES)) as rig:
-            write_serving_checkpoint(rig.home() / "model")
-            variables = {
-                "MODEL_NAME": TASK["envs"]["MODEL_NAME"],
-                "MODEL_DIR": str(rig.home() / "model"),
-                "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,
-                "SKYPILOT_NODE_IPS": "\n".join(ADDRESSES),
-                "SKYPILOT_NUM_NODES": "2",
-                "SKYPILOT_NUM_GPUS_PER_NODE": "2",
-            }
-            script = TASK["run"].replace("--device cuda", "--device cpu")
-            for rank in range(len(ADDRESSES)):
-                values = [f"{name}={value}" for name, value in variables.items()]
-                command = ("env", *values, f"SKYPILOT_NODE_RANK={rank}", "bash", "-c", script)
-                rig.start(*command, machine=1 + rank)
-            yield rig
-
-    def test_it_serves_and_the_readiness_probe_is_answered(self, rig: Machines) -> None:
+    def test_the_readiness_probe_is_answered(self, rig: Machines) -> None:
         probe = TASK["service"]["readiness_probe"]
-        url = URL + probe["path"]
 
-        wait_until(lambda: rig.can_ask(url, probe["post_data"]), READY_TIMEOUT_S)
+        answer = rig.ask(URL + probe["path"], probe["post_data"])
 
-        answer = rig.ask(url, probe["post_data"])
         assert answer["usage"]["completion_tokens"] == 1
 
     def test_both_nodes_are_in_the_cluster(self, rig: Machines) -> None:
-        token = "RAY_AUTH_TOKEN=" + "0123456789abcdef" * 4
         address = f"{ADDRESSES[0]}:6379"
+        command = ("env", f"RAY_AUTH_TOKEN={TOKEN}", "mixray", "status", "--address", address)
 
-        output = rig.run("env", token, "mixray", "status", "--address", address, machine=1)
+        output = rig.run(*command, machine=1)
 
         assert all(f" {node} " in output for node in ADDRESSES), output

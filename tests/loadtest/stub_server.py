@@ -30,6 +30,7 @@ class Script:
     Attributes:
         events: data of the events of a stream; the connection ends after the last.
         is_cut: end without the last chunk of the transfer encoding.
+        models: the list of models.
         bodies: all that were asked.
         num_connections: that were opened.
     """
@@ -37,6 +38,7 @@ class Script:
     status: int = 200
     events: Sequence[str] = (OPENING, chunk("a", [7]), chunk("bc", [8, 9]), DONE)
     is_cut: bool = False
+    models: str = json.dumps({"object": "list", "data": [{"id": MODEL}]})
     bodies: list[dict[str, Any]] = field(default_factory=list)
     num_connections: int = 0
 
@@ -72,7 +74,7 @@ def _handler_of(script: Script) -> type[BaseHTTPRequestHandler]:
             script.num_connections += 1
 
         def do_GET(self) -> None:
-            self._answer(200, json.dumps({"object": "list", "data": [{"id": MODEL}]}))
+            self._answer(200, script.models)
 
         def do_POST(self) -> None:
             length = int(self.headers["content-length"])

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from loadtest.streaming_client import (
-    BadEvent,
+    BadAnswer,
     BrokenOff,
     ErrorEvent,
     Measurement,
@@ -81,9 +81,9 @@ def test_events_after_done_do_not_count() -> None:
         (Script(events=(chunk("a", [7]),), is_cut=True), BrokenOff, "connection broke"),
         (Script(events=()), BrokenOff, r"without \[DONE\]"),
         (Script(events=(OPENING, DONE)), NoTokens, "no token"),
-        (Script(events=("{", DONE)), BadEvent, "JSONDecodeError"),
-        (Script(events=("[]", DONE)), BadEvent, "TypeError"),
-        (Script(events=("{}", DONE)), BadEvent, "KeyError"),
+        (Script(events=("{", DONE)), BadAnswer, "JSONDecodeError"),
+        (Script(events=("[]", DONE)), BadAnswer, "TypeError"),
+        (Script(events=("{}", DONE)), BadAnswer, "KeyError"),
         (
             Script(events=(chunk("a", [7]), json.dumps({"error": {"message": "expert lost"}}))),
             ErrorEvent,
@@ -122,6 +122,13 @@ def test_the_connection_is_used_again() -> None:
         client.chat(BODY)
 
     assert script.num_connections == 1
+
+
+@pytest.mark.parametrize("models", ['{"data": []}', "[]", "{}", "<html>"])
+def test_a_server_that_lists_no_model_is_a_failure(models: str) -> None:
+    with serving(Script(models=models)) as url, client_of(url) as client:
+        with pytest.raises(BadAnswer, match="no list of models"):
+            client.first_model()
 
 
 def test_a_failure_does_not_spoil_the_next_request() -> None:

@@ -39,9 +39,14 @@ class CommandFailed(Exception):
 
 
 class Machines:
-    """Machine 0 launches, machines 1, 2, ... are the hosts."""
+    """Machine 0 launches, machines 1, 2, ... are the hosts.
+
+    Attributes:
+        started: commands that go on until their machine ends.
+    """
 
     def __init__(self, folder: Path) -> None:
+        self.started: list[subprocess.Popen[bytes]] = []
         self._folder = folder
 
     def home(self, machine: int = 0) -> Path:
@@ -67,12 +72,17 @@ class Machines:
             raise CommandFailed(f"{' '.join(command)}: {done.returncode}\n{output}")
         return done.stdout
 
-    def start(self, *command: str, machine: int) -> subprocess.Popen[bytes]:
-        """Start a command that goes on; it ends with the machine, and logs into its home."""
-        with (self.home(machine) / "output.log").open("wb") as log:
-            return subprocess.Popen(
+    def start(self, *command: str, machine: int) -> None:
+        """Start a command that goes on; `log` has what it says."""
+        with (self.home(machine) / "log").open("wb") as log:
+            process = subprocess.Popen(
                 self._on(machine, command), cwd=self.home(machine), stdout=log, stderr=log
             )
+        self.started.append(process)
+
+    def log(self, machine: int) -> str:
+        """What the started command has said, the end of it."""
+        return (self.home(machine) / "log").read_text(errors="replace")[-4_000:]
 
     def ask(self, url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Ask a server from the launching machine: POST a body, GET without one.
@@ -105,12 +115,15 @@ def machines(num_hosts: int) -> Iterator[Machines]:
     """Make them, and end all that runs on them."""
     # Not below /tmp: every machine has another one.
     folder = Path(tempfile.mkdtemp(prefix="mixray-rig-", dir="/var/tmp"))
+    rig = Machines(folder)
     try:
         command = [NETHOSTS, "up", folder, VENV, str(num_hosts)]
         subprocess.run(command, cwd=ROOT, check=True, timeout=60)
-        yield Machines(folder)
+        yield rig
     finally:
         subprocess.run([NETHOSTS, "down", folder], check=True, timeout=60)
+        for process in rig.started:
+            process.wait(10)
         shutil.rmtree(folder)
 
 
