@@ -45,7 +45,7 @@ class ClusterConfig:
         dtype: of weights, activations, caches and rows on the wire.
         device: torch's name; "cuda" is the GPU that Ray gives the actor.
         has_expert_hosts: False keeps the experts inside the routers.
-        slots_per_host: experts that one host can hold; None for all of them.
+        slots_per_host: experts that one host can hold.
         link: "auto" is AF_UNIX within a node and TCP across nodes.
     """
 
@@ -53,7 +53,7 @@ class ClusterConfig:
     dtype: Dtype
     device: str = "cpu"
     has_expert_hosts: bool = True
-    slots_per_host: int | None = None
+    slots_per_host: int = 8
     link: LinkKind = "auto"
     engine: EngineConfig = field(default_factory=EngineConfig)
     patience: Patience = field(default_factory=Patience)

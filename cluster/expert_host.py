@@ -94,7 +94,7 @@ class ExpertHost:
             node_ip=place.node_ip,
             pid=place.pid,
             addresses=server.addresses,
-            num_slots=config.slots_per_host or model.num_experts,
+            num_slots=config.slots_per_host,
         )
         return info, service, server
 

@@ -27,7 +27,9 @@ class Settings(BaseModel):
     routers: int = Field(1, ge=1, description="router actors")
     max_routers: int | None = Field(None, ge=1, description="autoscale routers up to this many")
     expert_hosts: int = Field(2, ge=0, description="expert hosts; 0: experts inside the routers")
-    slots_per_host: int | None = Field(None, ge=1, description="experts a host can hold")
+    slots_per_host: int | None = Field(
+        None, ge=1, description="experts a host can hold; default: all, on GPUs its share and one"
+    )
     hosts_per_node: int | None = Field(None, ge=1, description="most expert hosts on one node")
     dtype: Dtype | None = Field(None, description="default: the checkpoint's own")
     device: Literal["cpu", "cuda"] = Field("cpu", description="cuda: each actor on its GPU")
@@ -55,6 +57,16 @@ class Settings(BaseModel):
         """Expert hosts that the model needs: none if it is dense."""
         return self.expert_hosts if model.is_moe else 0
 
+    def num_slots(self, model: ModelConfig) -> int:
+        """Experts that one host can hold."""
+        if self.slots_per_host is not None:
+            return self.slots_per_host
+        if self.device == "cpu" or self.expert_hosts == 0:
+            return model.num_experts
+        # A GPU has room for its share, and for one expert of a host that died.
+        share = -(-model.num_experts // self.expert_hosts)
+        return min(model.num_experts, share + 1)
+
     def num_threads(self, model: ModelConfig) -> int:
         """Torch threads of each router and expert host."""
         num_processes = self.routers + self.num_hosts(model)
@@ -67,7 +79,7 @@ class Settings(BaseModel):
             SettingsError: the hosts are too few or too small for the model's experts.
         """
         num_hosts = self.num_hosts(model)
-        slots = self.slots_per_host or model.num_experts
+        slots = self.num_slots(model)
         if num_hosts and num_hosts * slots < model.num_experts:
             raise SettingsError(
                 f"{num_hosts} hosts of {slots} slots hold {num_hosts * slots} experts; "
@@ -78,7 +90,7 @@ class Settings(BaseModel):
             dtype=self.dtype or model.dtype,
             device=self.device,
             has_expert_hosts=num_hosts > 0,
-            slots_per_host=self.slots_per_host,
+            slots_per_host=slots,
             link=self.link,
             engine=EngineConfig(
                 max_running=self.max_running,

@@ -140,3 +140,10 @@ def test_processes_share_the_processors(monkeypatch: pytest.MonkeyPatch) -> None
     assert settings(routers=2, expert_hosts=3).num_threads(TINY_DENSE) == 8
     assert settings(expert_hosts=40, routers=3).num_threads(TINY_MOE) == 1
     assert settings(threads=5).num_threads(TINY_MOE) == 5
+
+
+def test_a_gpu_has_room_for_its_share_and_one_more_expert() -> None:
+    assert settings(device="cuda", expert_hosts=8).num_slots(TINY_MOE) == 2
+    assert settings(device="cuda", expert_hosts=3).num_slots(TINY_MOE) == 4
+    assert settings(device="cuda", expert_hosts=1).num_slots(TINY_MOE) == 8
+    assert settings(device="cpu", expert_hosts=8).num_slots(TINY_MOE) == 8
