@@ -50,7 +50,7 @@ class Router:
         checkpoint = open_checkpoint(Path(config.model_dir))
         weights = checkpoint.tensors(router_names(checkpoint.config), config.dtype, config.device)
         transformer = Transformer(checkpoint.config, weights)
-        self._follower = None if placement is None else PlacementFollower(placement, self._describe)
+        self._follower = PlacementFollower(placement, self._describe)
         experts = self._experts(config, checkpoint)
         runner = ModelRunner(transformer, experts, config.engine.num_micro_batches)
         self._engine = Engine(runner, config.engine)
