@@ -26,7 +26,7 @@ from model.checkpoint.load import Checkpoint, open_checkpoint
 from model.checkpoint.names import expert_names, router_names
 from model.experts import ExpertShard
 from model.transformer import Transformer
-from routing.errors import ExpertUnavailable
+from routing.errors import ExpertUnavailable, LinkError
 from routing.experts import Experts, LocalExperts
 from routing.handshake import Identity
 from routing.link_pool import LinkPool
@@ -192,17 +192,16 @@ def choose_address(host: HostView, link: LinkKind, node_id: str) -> str:
     """AF_UNIX within a node where the host offers it, TCP otherwise; `link` may insist on one.
 
     Raises:
-        NotReady: the host does not listen on the kind of link asked for.
+        LinkError: the host does not listen on the kind of link asked for.
     """
-    is_near = host.node_id == node_id
-    wanted = (
-        ("unix", "tcp") if link == "auto" and is_near else ("tcp",) if link == "auto" else (link,)
-    )
+    wanted: tuple[str, ...] = (link,)
+    if link == "auto":
+        wanted = ("unix", "tcp") if host.node_id == node_id else ("tcp",)
     for kind in wanted:
         for address in host.addresses:
             if address.startswith(f"{kind}:"):
                 return address
-    raise NotReady(f"{host.host_id} does not listen on {' or '.join(wanted)}")
+    raise LinkError(f"{host.host_id} does not listen on {' or '.join(wanted)}")
 
 
 def _wait_until_covered(follower: PlacementFollower, num_experts: int) -> None:

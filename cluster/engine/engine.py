@@ -54,8 +54,6 @@ class EngineStats:
     num_waiting: int
     kv_tokens_used: int
     kv_tokens: int
-    num_steps: int
-    num_tokens: int
 
 
 class Engine:
@@ -69,7 +67,6 @@ class Engine:
         self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._is_stopping = False
         self._num_steps = 0
-        self._num_tokens = 0
 
     def add_request(self, request: GenerateRequest, listener: Listener) -> None:
         """Queue a request; every outcome, a refusal too, reaches the listener."""
@@ -96,8 +93,6 @@ class Engine:
             num_waiting=len(self._scheduler.waiting),
             kv_tokens_used=self._scheduler.kv_tokens_used,
             kv_tokens=self._config.kv_tokens,
-            num_steps=self._num_steps,
-            num_tokens=self._num_tokens,
         )
 
     def run(self) -> None:
@@ -188,7 +183,6 @@ class Engine:
             chunk.sequence.num_computed += chunk.num_tokens
         for sequence, token in zip(sampled, samples, strict=True):
             sequence.is_suspect = False
-            self._num_tokens += 1
             self._emit(sequence, token)
 
     def _emit(self, sequence: Sequence, token: Sample) -> None:

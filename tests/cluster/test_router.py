@@ -9,6 +9,7 @@ from cluster.config import LinkKind
 from cluster.engine.request import TokenEvent
 from cluster.errors import NotReady, RequestFailed
 from cluster.router import _QueueListener, choose_address
+from routing.errors import LinkError
 from routing.placement import HostView
 
 HERE, ELSEWHERE = "node-1", "node-2"
@@ -41,7 +42,7 @@ def test_a_near_host_without_a_unix_address_is_reached_by_tcp() -> None:
 def test_a_host_that_lacks_the_link_insisted_on_is_named() -> None:
     host = HostView("host-7", HERE, (TCP,), ())
 
-    with pytest.raises(NotReady, match="host-7 does not listen on unix"):
+    with pytest.raises(LinkError, match="host-7 does not listen on unix"):
         choose_address(host, "unix", HERE)
 
 

@@ -299,7 +299,7 @@ def test_an_unavailable_expert_fails_the_step_and_the_engine_goes_on() -> None:
     assert_nothing_is_left(engine)
 
 
-def test_statistics_count_steps_tokens_and_slots() -> None:
+def test_statistics_count_requests_and_slots() -> None:
     engine = engine_of(TINY_MOE, max_running=1, kv_tokens=64)
     add(engine, "a", prompt_of(5), max_tokens=10)
     add(engine, "b", prompt_of(5), max_tokens=10)
@@ -310,15 +310,6 @@ def test_statistics_count_steps_tokens_and_slots() -> None:
     stats = engine.stats()
     assert (stats.num_running, stats.num_waiting) == (1, 1)
     assert (stats.kv_tokens_used, stats.kv_tokens) == (15, 64)
-    assert (stats.num_steps, stats.num_tokens) == (2, 2)
-
-
-def test_a_step_with_nothing_to_do_is_no_step() -> None:
-    engine = engine_of(TINY_MOE)
-
-    engine.step()
-
-    assert engine.stats().num_steps == 0
 
 
 def test_a_thread_serves_requests_of_other_threads() -> None:
