@@ -46,6 +46,7 @@ class ClusterConfig:
         device: torch's name; "cuda" is the GPU that Ray gives the actor.
         has_expert_hosts: False keeps the experts inside the routers.
         slots_per_host: experts that one host can hold.
+        leave_timeout_s: how long a host that is to go waits for others to take its experts.
         link: "auto" is AF_UNIX within a node and TCP across nodes.
     """
 
@@ -55,5 +56,6 @@ class ClusterConfig:
     has_expert_hosts: bool = True
     slots_per_host: int = 8
     link: LinkKind = "auto"
+    leave_timeout_s: float = 4.0
     engine: EngineConfig = field(default_factory=EngineConfig)
     patience: Patience = field(default_factory=Patience)

@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 PLACEMENT_TIMEOUT_S = 10.0
 REJOIN_AFTER_S = 0.5
 BEAT_PERIOD_S = 1.0
-LEAVE_TIMEOUT_S = 4.0
 
 
 class ExpertHost:
@@ -47,6 +46,8 @@ class ExpertHost:
         self._shard = ExpertShard()
         self._key: bytes | None = None
         self._loading = (0, 0)
+        self._loader = ThreadPoolExecutor(1, "load")
+        self._load_under_way = self._loader.submit(self._load, frozenset())
         self._info, self._service, self._server = self._listen()
         self._is_stopping = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="placement", daemon=True)
@@ -116,7 +117,7 @@ class ExpertHost:
 
     def _leave(self) -> None:
         """Serve on until other hosts hold every expert of this one, for a while at most."""
-        deadline_s = time.monotonic() + LEAVE_TIMEOUT_S
+        deadline_s = time.monotonic() + self._config.leave_timeout_s
         self._placement.leave.remote(self._info.host_id)
         while self._shard.expert_ids and time.monotonic() < deadline_s:
             time.sleep(0.05)
@@ -126,20 +127,17 @@ class ExpertHost:
 
         Loading may take minutes, so it has a thread of its own while this one goes on beating.
         """
-        loading: Future[None] = Future()
-        loading.set_result(None)
-        with ThreadPoolExecutor(1, "load") as loader:
-            while not self._is_stopping.is_set():
-                held = frozenset(self._shard.expert_ids)
-                response = self._placement.beat.remote(self._info.host_id, held, self._report())
-                assigned = response.result(timeout_s=PLACEMENT_TIMEOUT_S)
-                if assigned is None:
-                    return
-                if loading.done():
-                    loading.result()
-                    self._shard.remove(held - assigned)
-                    loading = loader.submit(self._load, assigned - held)
-                wait([loading], timeout=BEAT_PERIOD_S)
+        while not self._is_stopping.is_set():
+            held = frozenset(self._shard.expert_ids)
+            response = self._placement.beat.remote(self._info.host_id, held, self._report())
+            assigned = response.result(timeout_s=PLACEMENT_TIMEOUT_S)
+            if assigned is None:
+                return
+            if self._load_under_way.done():
+                self._load_under_way.result()
+                self._shard.remove(held - assigned)
+                self._load_under_way = self._loader.submit(self._load, assigned - held)
+            wait([self._load_under_way], timeout=BEAT_PERIOD_S)
 
     def _report(self) -> HostReport:
         loaded_bytes, wanted_bytes = self._loading

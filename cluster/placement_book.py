@@ -60,14 +60,16 @@ class RouterInfo:
     num_waiting: int
     kv_tokens_used: int
     kv_tokens: int
+    num_lost_hosts: int = 0
+    num_resent: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Briefing:
-    """What a router must know: the placement, and the key that opens links."""
+    """What a router must know: the placement, and the key that opens links, once a host joined."""
 
     view: PlacementView
-    key: bytes
+    key: bytes | None
 
 
 @dataclass(slots=True)
@@ -110,7 +112,7 @@ class PlacementBook:
 
     @property
     def key(self) -> bytes:
-        """The cluster key, made when first asked for unless a host brought it along."""
+        """The cluster key, made for the first host that joins unless it brought one along."""
         if self._key is None:
             self._key = secrets.token_bytes(32)
         return self._key
@@ -170,7 +172,7 @@ class PlacementBook:
     def brief(self, router: RouterInfo, now_s: float) -> Briefing:
         """Note that a router lives, and tell it what it must know."""
         self._routers[router.router_id] = _RouterSeen(router, now_s)
-        return Briefing(self._view, self.key)
+        return Briefing(self._view, self._key)
 
     def hosts(self) -> list[HostStatus]:
         """Living hosts."""

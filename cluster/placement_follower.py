@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 ANSWER_TIMEOUT_S = 10.0
 RETRY_AFTER_S = 0.5
-NOTHING_YET = Briefing(PlacementView(-1, ()), b"")
+NOTHING_YET = Briefing(PlacementView(-1, ()), None)
 
 
 class PlacementFollower:
@@ -44,8 +44,8 @@ class PlacementFollower:
 
     @property
     def key(self) -> bytes:
-        """The cluster key."""
-        return self._briefing.key
+        """The cluster key; empty, and good for no link, while no host has joined."""
+        return self._briefing.key or b""
 
     def view(self) -> PlacementView:
         """The newest placement known here."""
@@ -78,7 +78,8 @@ class PlacementFollower:
         briefing = response.result(timeout_s=ANSWER_TIMEOUT_S)
         if not briefing.view.hosts:
             # A Placement that was restarted knows no hosts yet; those known here still serve.
-            briefing = replace(briefing, view=replace(briefing.view, hosts=self.view().hosts))
+            view = replace(briefing.view, hosts=self.view().hosts)
+            briefing = Briefing(view, briefing.key or self._briefing.key)
         with self._news:
             self._briefing = briefing
             self._news.notify_all()

@@ -131,4 +131,6 @@ def _describe_router(router: RouterInfo) -> dict[str, object]:
         "waiting": router.num_waiting,
         "kv_tokens_used": router.kv_tokens_used,
         "kv_tokens": router.kv_tokens,
+        "lost_hosts": router.num_lost_hosts,
+        "resent": router.num_resent,
     }

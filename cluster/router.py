@@ -26,8 +26,8 @@ from model.checkpoint.load import Checkpoint, open_checkpoint
 from model.checkpoint.names import expert_names, router_names
 from model.experts import ExpertShard
 from model.transformer import Transformer
-from routing.errors import ExpertUnavailable, LinkError
-from routing.experts import Experts, LocalExperts
+from routing.errors import LinkError, RoutingError
+from routing.experts import LocalExperts
 from routing.handshake import Identity
 from routing.link_pool import LinkPool
 from routing.placement import HostView
@@ -38,6 +38,7 @@ PLACEMENT_PATIENCE_S = 120.0
 CONNECT_TIMEOUT_S = 3.0
 PROBE_TIMEOUT_S = 10.0
 PROBE_IS_FRESH_S = 2.0
+STOP_TIMEOUT_S = 5.0
 
 
 class Router:
@@ -51,7 +52,8 @@ class Router:
         weights = checkpoint.tensors(router_names(checkpoint.config), config.dtype, config.device)
         transformer = Transformer(checkpoint.config, weights)
         self._follower = PlacementFollower(placement, self._describe)
-        experts = self._experts(config, checkpoint)
+        self._remote = self._remote_experts(config, checkpoint) if config.has_expert_hosts else None
+        experts = self._remote or _local_experts(config, checkpoint)
         runner = ModelRunner(transformer, experts, config.engine.num_micro_batches)
         self._engine = Engine(runner, config.engine)
         self._thread = threading.Thread(target=self._engine.run, name="engine", daemon=True)
@@ -59,7 +61,8 @@ class Router:
         if config.has_expert_hosts:
             _wait_until_covered(self._follower, checkpoint.config.num_experts)
         self._thread.start()
-        self._engine.probe().result(timeout=PLACEMENT_PATIENCE_S)
+        self._probe = self._engine.probe()
+        self._probe.result(timeout=PLACEMENT_PATIENCE_S)
 
     async def stream(self, request: GenerateRequest) -> AsyncGenerator[list[TokenEvent], None]:
         """Generate; one item for whatever tokens have come since the last one.
@@ -87,14 +90,15 @@ class Router:
         Raises:
             NotReady: it could not.
         """
-        if time.monotonic() - self._probed_at_s < PROBE_IS_FRESH_S:
-            return
+        # However many ask, one probe is under way at most, and it holds for a while.
+        if self._probe.done() and time.monotonic() - self._probed_at_s > PROBE_IS_FRESH_S:
+            self._probed_at_s = time.monotonic()
+            self._probe = self._engine.probe()
         try:
-            future = asyncio.wrap_future(self._engine.probe())
-            await asyncio.wait_for(future, PROBE_TIMEOUT_S)
-        except (ExpertUnavailable, ArithmeticError, TimeoutError) as error:
-            raise NotReady(str(error) or "the probe took too long") from error
-        self._probed_at_s = time.monotonic()
+            future = asyncio.wrap_future(self._probe)
+            await asyncio.wait_for(asyncio.shield(future), PROBE_TIMEOUT_S)
+        except (RoutingError, ArithmeticError, TimeoutError) as error:
+            raise NotReady(str(error) or "the probe takes too long") from error
 
     def reconfigure(self, user_config: dict[str, int]) -> None:
         """Called by Serve at the start and whenever the number of threads changes."""
@@ -110,13 +114,15 @@ class Router:
             raise EngineStopped("a thread of the router has died")
 
     def __del__(self) -> None:
+        """Called by Serve when the router is to go, after its requests have ended."""
         self._engine.stop()
+        self._thread.join(STOP_TIMEOUT_S)
         self._follower.stop()
+        if self._remote is not None:
+            self._remote.close()
 
-    def _experts(self, config: ClusterConfig, checkpoint: Checkpoint) -> Experts:
-        """Experts of this process, or of the hosts that the Placement names."""
-        if not config.has_expert_hosts:
-            return _local_experts(config, checkpoint)
+    def _remote_experts(self, config: ClusterConfig, checkpoint: Checkpoint) -> RemoteExperts:
+        """Experts of the hosts that the Placement names."""
         follower = self._follower
         connect = _connector(
             lambda: Identity(self._router_id, checkpoint.digest, config.dtype, follower.key),
@@ -136,6 +142,8 @@ class Router:
             num_waiting=stats.num_waiting,
             kv_tokens_used=stats.kv_tokens_used,
             kv_tokens=stats.kv_tokens,
+            num_lost_hosts=self._remote.counters.lost_hosts if self._remote else 0,
+            num_resent=self._remote.counters.resent if self._remote else 0,
         )
 
 

@@ -18,16 +18,21 @@ from ray.exceptions import (
     RayTaskError,
     TaskCancelledError,
 )
-from ray.serve.exceptions import DeploymentUnavailableError, RequestCancelledError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RequestCancelledError,
+)
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from cluster.engine.request import GenerateRequest, TokenEvent
-from cluster.errors import EngineStopped, NotReady, RequestFailed
+from cluster.errors import EngineBusy, EngineStopped, NotReady, RequestFailed
 
 logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 5
 PAUSE_S = 0.1
+READY_TIMEOUT_S = 20.0
 
 # What is raised when a router, or the node that it was on, is gone.
 LOST = (
@@ -86,7 +91,9 @@ class RouterClient:
             NotReady: it could not.
         """
         try:
-            await self._routers.check_ready.remote()
+            await asyncio.wait_for(self._routers.check_ready.remote(), READY_TIMEOUT_S)
+        except (TimeoutError, BackPressureError) as error:
+            raise NotReady("no router answered in time") from error
         except RayTaskError as error:
             raise _cause(error) from error
         except LOST as error:
@@ -107,6 +114,9 @@ class RouterClient:
         except LOST:
             is_over = True
             raise
+        except BackPressureError as error:
+            is_over = True
+            raise EngineBusy(error.args[0]) from error
         except (RayTaskError, TaskCancelledError, RequestCancelledError) as error:
             is_over = True
             raise _cause(error) from error

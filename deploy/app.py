@@ -3,6 +3,7 @@
 `serve run deploy.app:build model=DIR expert_hosts=2` starts it on any Ray cluster.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from ray import serve
@@ -19,9 +20,10 @@ from model.checkpoint.load import open_checkpoint
 from model.config import ModelConfig
 from model.tokenizer import load_tokenizer
 
-# Serve's own queues lie behind the engine's, which refuses with better words; they only bound
+# Serve's own queues lie around the engine's, which refuses with better words; they only bound
 # what a burst can pile up.
 MAX_ONGOING = 1_024
+MAX_QUEUED = 1_024
 
 # The control plane asks every second: one line a call would bury what matters.
 LOGGING = LoggingConfig(enable_access_log=False)
@@ -46,7 +48,7 @@ def build(settings: Settings) -> Application:
     return _ingress(settings).bind(
         config.model_dir,
         settings.served_name,
-        model,
+        replace(model, dtype=config.dtype),
         config.engine.kv_tokens,
         routers,
         placement,
@@ -68,6 +70,7 @@ def _placement(settings: Settings, model: ModelConfig) -> Application:
 def _routers(settings: Settings, threads: dict[str, int]) -> serve.Deployment:
     decorate = serve.deployment(
         name="Router",
+        max_queued_requests=MAX_QUEUED,
         logging_config=LOGGING,
         max_ongoing_requests=MAX_ONGOING,
         health_check_period_s=2,
@@ -90,7 +93,7 @@ def _expert_hosts(settings: Settings, threads: dict[str, int]) -> serve.Deployme
         num_replicas=settings.expert_hosts,
         user_config=threads,
         health_check_period_s=2,
-        graceful_shutdown_timeout_s=5,
+        graceful_shutdown_timeout_s=settings.leave_timeout_s + 1,
         ray_actor_options=_actor_options(settings, settings.cpus_per_host, settings.gpus_per_host),
         **limit,
     )
@@ -100,6 +103,7 @@ def _expert_hosts(settings: Settings, threads: dict[str, int]) -> serve.Deployme
 def _ingress(settings: Settings) -> serve.Deployment:
     decorate = serve.deployment(
         name="Ingress",
+        max_queued_requests=MAX_QUEUED,
         logging_config=LOGGING,
         max_ongoing_requests=MAX_ONGOING,
         ray_actor_options={"num_cpus": 0},
@@ -110,7 +114,7 @@ def _ingress(settings: Settings) -> serve.Deployment:
 
 def _replicas(low: int, high: int | None, target_ongoing: int) -> dict[str, Any]:
     """A fixed number of replicas, or as many as the requests call for."""
-    if high is None or high <= low:
+    if high is None or high == low:
         return {"num_replicas": low}
     scaling = AutoscalingConfig(
         min_replicas=low,

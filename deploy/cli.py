@@ -66,7 +66,7 @@ def serve(
     except ValidationError as error:
         problem = error.errors()[0]
         _fail(SettingsError(f"{problem['loc'][0]}: {problem['msg']}"))
-    except (ModelError, SettingsError, ServerError) as error:
+    except (ModelError, SettingsError, ServerError, ClusterError) as error:
         _fail(error)
 
 
@@ -124,7 +124,7 @@ def status(
     """Show what runs where."""
     try:
         answer = Server.status(address)
-    except ClusterError as error:
+    except (ClusterError, ServerError) as error:
         _fail(error)
     if as_json:
         print(json.dumps(answer, indent=2))
@@ -138,7 +138,7 @@ def stop(address: Address = "auto") -> None:
     """Stop the application; a `mixray serve` in the foreground ends by itself."""
     try:
         Server.stop(address)
-    except ClusterError as error:
+    except (ClusterError, ServerError) as error:
         _fail(error)
     out.print("stopped")
 
@@ -153,11 +153,15 @@ def status_tables(answer: dict[str, Any]) -> list[Table]:
         experts = " ".join(map(str, host["experts"])) or "-"
         rows = str(sum(host["rows_by_expert"].values()))
         hosts.add_row(host["id"], host["node"], str(host["pid"]), host["address"], experts, rows)
-    routers = Table("router", "node", "pid", "running", "waiting", "KV cache", title="routers")
+    routers = Table(
+        *("router", "node", "pid", "running", "waiting", "KV cache", "links lost", "resent"),
+        title="routers",
+    )
     for item in answer["routers"]:
         share = f"{100 * item['kv_tokens_used'] / item['kv_tokens']:.0f} %"
         counts = (str(item["running"]), str(item["waiting"]))
-        routers.add_row(item["id"], item["node"], str(item["pid"]), *counts, share)
+        faults = (str(item["lost_hosts"]), str(item["resent"]))
+        routers.add_row(item["id"], item["node"], str(item["pid"]), *counts, share, *faults)
     return [deployments, hosts, routers]
 
 
@@ -202,7 +206,10 @@ def _answer(
     except KeyboardInterrupt:
         out.print(" [dim](interrupted)[/]", end="")
     out.print("\n")
-    messages.append({"role": "assistant", "content": text})
+    if text:
+        messages.append({"role": "assistant", "content": text})
+    else:
+        messages.pop()
 
 
 def _fail(error: Exception) -> NoReturn:

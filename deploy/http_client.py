@@ -56,6 +56,8 @@ class ApiClient:
                 yield from _choices(_checked(response))
         except requests.RequestException as error:
             raise ApiFailure(f"the connection to {self._url} broke") from error
+        except ValueError as error:
+            raise ApiFailure(f"{self._url} sent an event that is not JSON") from error
 
 
 def _choices(response: requests.Response) -> Iterator[dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions
 from rich.console import Console
 
@@ -69,9 +70,17 @@ class Server:
 
     @staticmethod
     def status(address: str) -> dict[str, Any]:
-        """What runs where, Serve's view of the deployments included."""
+        """What runs where, Serve's view of the deployments included.
+
+        Raises:
+            NotReady: no application runs there.
+            ServerError: it does not answer.
+        """
         quiet()
-        answer = connect(address).status()
+        try:
+            answer = connect(address).status()
+        except (RayError, TimeoutError) as error:
+            raise ServerError("the application does not answer") from error
         overview = serve.status().applications[APP_NAME]
         deployments = [
             {

@@ -4,11 +4,12 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cluster.config import ClusterConfig, EngineConfig, LinkKind
 from model.config import Dtype, ModelConfig
 from routing.remote_experts import Patience
+from routing.wire import DTYPE_BYTES, MAX_PAYLOAD_BYTES
 
 DEMO_CHECKPOINT = Path(__file__).resolve().parent.parent / "model" / "demo" / "checkpoint"
 
@@ -44,7 +45,16 @@ class Settings(BaseModel):
     max_waiting: int = Field(256, ge=1, description="requests in a router's queue")
     step_tokens: int = Field(512, ge=1, description="tokens of one step")
     kv_tokens: int = Field(65_536, ge=1, description="KV cache slots of a router")
+    micro_batches: int = Field(1, ge=1, description="parts of a step that overlap")
     reply_timeout_s: float = Field(5.0, gt=0, description="for one answer of an expert host")
+    owner_timeout_s: float = Field(30.0, gt=0, description="for an expert that no host serves")
+    leave_timeout_s: float = Field(4.0, gt=0, description="for a host to hand its experts over")
+
+    @model_validator(mode="after")
+    def _check_counts(self) -> "Settings":
+        if self.max_routers is not None and self.max_routers < self.routers:
+            raise ValueError(f"max_routers: got {self.max_routers}, want at least routers")
+        return self
 
     @property
     def served_name(self) -> str:
@@ -85,9 +95,16 @@ class Settings(BaseModel):
                 f"{num_hosts} hosts of {slots} slots hold {num_hosts * slots} experts; "
                 f"the model has {model.num_experts}"
             )
+        dtype = self.dtype or model.dtype
+        max_step_tokens = MAX_PAYLOAD_BYTES // (model.dim * DTYPE_BYTES[dtype])
+        if self.step_tokens > max_step_tokens:
+            raise SettingsError(
+                f"step_tokens: got {self.step_tokens}, want at most {max_step_tokens}, "
+                "so that one expert's rows fit into a frame"
+            )
         return ClusterConfig(
             model_dir=str(self.model.resolve()),
-            dtype=self.dtype or model.dtype,
+            dtype=dtype,
             device=self.device,
             has_expert_hosts=num_hosts > 0,
             slots_per_host=slots,
@@ -97,6 +114,8 @@ class Settings(BaseModel):
                 max_waiting=self.max_waiting,
                 step_tokens=self.step_tokens,
                 kv_tokens=self.kv_tokens,
+                num_micro_batches=self.micro_batches,
             ),
-            patience=Patience(reply_s=self.reply_timeout_s),
+            patience=Patience(reply_s=self.reply_timeout_s, owner_s=self.owner_timeout_s),
+            leave_timeout_s=self.leave_timeout_s,
         )

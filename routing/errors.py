@@ -8,6 +8,7 @@ RoutingError
         LinkTimeout      the peer did not answer in time
         HandshakeError   the peer is not who it should be
     ExpertUnavailable    no living host serves an expert, and none took it over in time
+    ExpertFault          hosts fail on the rows themselves, whichever host it is
 """
 
 
@@ -41,3 +42,7 @@ class HandshakeError(LinkError):
 
 class ExpertUnavailable(RoutingError):
     """No living host serves an expert, and none took it over in time."""
+
+
+class ExpertFault(RoutingError):
+    """Hosts fail on the rows themselves, whichever host it is."""

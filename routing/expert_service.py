@@ -61,7 +61,7 @@ class _Waiting:
 
 
 class ExpertService:
-    """The queue and the merge. Mutable state: `_waiting`, and the counters for `status`."""
+    """The queue and the merge. Mutable state: `_waiting`, and the counters."""
 
     def __init__(self, spec: ServiceSpec, now_s: Callable[[], float]) -> None:
         self._spec = spec

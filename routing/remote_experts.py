@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 
 from routing.dispatch import DispatchPlan, plan_dispatch
-from routing.errors import ExpertUnavailable
+from routing.errors import ExpertFault, ExpertUnavailable
 from routing.experts import ExpertCall
 from routing.link_pool import Arrived, LinkPool, Lost
-from routing.messages import NOT_OWNER, ComputeReply, ComputeRequest, Refusal
+from routing.messages import EXPIRED, NOT_OWNER, ComputeReply, ComputeRequest, Refusal
 from routing.tensors import dtype_name, from_bytes, to_bytes
 from routing.wire import MAX_PAYLOAD_BYTES
 
 # Letters: R rows sorted by expert, D model dimension.
 
 OWNER_POLL_S = 0.1
+MAX_FAULTS = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +54,7 @@ class RemoteCall:
     missing: set[int]
     unsent: set[int]
     experts: "RemoteExperts"
+    num_faults: int = 0
 
     def result(self) -> Tensor:
         """Wait for all rows and combine them: (T, D)."""
@@ -81,7 +83,12 @@ class _Shipment:
 
 @dataclass(slots=True)
 class Counters:
-    """What happened on this router's links so far."""
+    """What happened on this router's links so far; shown by `mixray status`.
+
+    Attributes:
+        resent: sendings of rows that had to be repeated.
+        lost_hosts: links to hosts that failed, or that went in good order.
+    """
 
     calls: int = 0
     resent: int = 0
@@ -122,10 +129,14 @@ class RemoteExperts:
 
         Raises:
             ExpertUnavailable: rows could not be sent, and none came back, for `owner_s`.
+            ExpertFault: one host after another failed on the rows.
         """
         moved_on_s = self._now_s()
         num_missing = len(remote_call.missing)
         while remote_call.missing:
+            if remote_call.num_faults >= MAX_FAULTS:
+                self.abandon(remote_call)
+                raise ExpertFault(f"layer {remote_call.call.layer}: {MAX_FAULTS} hosts failed")
             if remote_call.unsent:
                 self._ship(remote_call)
             if not remote_call.unsent:
@@ -140,6 +151,10 @@ class RemoteExperts:
             if len(remote_call.missing) < num_missing:
                 num_missing = len(remote_call.missing)
                 moved_on_s = self._now_s()
+
+    def close(self) -> None:
+        """Close every link."""
+        self._pool.close()
 
     def abandon(self, remote_call: RemoteCall) -> None:
         """Forget the call's shipments."""
@@ -210,7 +225,11 @@ class RemoteExperts:
             for expert_id in shipment.expert_ids:
                 self._pool.disown(shipment.host_id, expert_id, shipment.version)
             self._unship(reply.seq)
+        elif isinstance(reply, Refusal) and reply.code == EXPIRED:
+            self._unship(reply.seq)
         elif isinstance(reply, Refusal):
+            # One failure may be the host's, so others take over; the next is the rows' own.
+            shipment.remote_call.num_faults += 1
             self._forget([self._pool.drop(event.host_id, f"refused: {reply.code}")])
         elif not _fits(shipment, reply):
             self._forget([self._pool.drop(event.host_id, "answered in another shape")])

@@ -2,7 +2,8 @@
 
 The engine knows tokens, not text, and nothing of Ray. One thread runs `run`; every other method may
 be called from any thread and takes effect between two steps. A fault while a step is computed ends
-at most the request that causes it: the step's sequences start over, one by one.
+at most the request that causes it: the step's sequences start over, one by one. An expert that
+nobody serves ends all requests of the step, since nearly all would need it soon.
 """
 
 import logging
@@ -48,7 +49,7 @@ class _Active:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A snapshot for `status` and for autoscaling."""
+    """A snapshot for `status`."""
 
     num_running: int
     num_waiting: int
@@ -66,25 +67,26 @@ class Engine:
         self._active: dict[str, _Active] = {}
         self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._is_stopping = False
+        self._is_over = False
         self._num_steps = 0
 
     def add_request(self, request: GenerateRequest, listener: Listener) -> None:
         """Queue a request; every outcome, a refusal too, reaches the listener."""
-        self._inbox.put(lambda: self._add(request, listener))
+        self._submit(lambda: self._add(request, listener))
 
     def cancel(self, request_id: str) -> None:
         """Drop a request, if it is still here; its listener hears nothing more."""
-        self._inbox.put(lambda: self._drop(request_id))
+        self._submit(lambda: self._drop(request_id))
 
     def probe(self) -> Future[None]:
         """Prove between two steps that every layer and expert computes; see `ModelRunner.probe`."""
         future: Future[None] = Future()
-        self._inbox.put(lambda: _run_into(future, self._runner.probe))
+        self._submit(lambda: _run_into(future, self._runner.probe))
         return future
 
     def stop(self) -> None:
         """End `run` after the step under way; requests that are left fail with EngineStopped."""
-        self._inbox.put(self._begin_to_stop)
+        self._submit(self._begin_to_stop)
 
     def stats(self) -> EngineStats:
         """Counts at this moment; may be a step old."""
@@ -100,9 +102,8 @@ class Engine:
         while not self._is_stopping:
             self._read_inbox(is_idle=not self._active)
             self.step()
-        self._read_inbox(is_idle=False)
-        for request_id in list(self._active):
-            self._fail(request_id, EngineStopped("the router was shut down"))
+        self._is_over = True
+        self._fail_what_is_left()
 
     def step(self) -> None:
         """Run one step, if any request has work to do."""
@@ -121,6 +122,17 @@ class Engine:
             self._isolate(chunks)
         else:
             self._deliver(chunks, samples)
+
+    def _submit(self, action: Callable[[], object]) -> None:
+        """Have an action run between two steps; after the last one, at once and in vain."""
+        self._inbox.put(action)
+        if self._is_over:
+            self._fail_what_is_left()
+
+    def _fail_what_is_left(self) -> None:
+        self._read_inbox(is_idle=False)
+        for request_id in list(self._active):
+            self._fail(request_id, EngineStopped("the router was shut down"))
 
     def _read_inbox(self, is_idle: bool) -> None:
         try:

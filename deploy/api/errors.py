@@ -118,6 +118,7 @@ ERROR_TABLE: Mapping[type[Exception], ErrorKind] = {
     routing_errors.LinkClosed: INTERNAL,
     routing_errors.LinkTimeout: INTERNAL,
     routing_errors.HandshakeError: INTERNAL,
+    routing_errors.ExpertFault: INTERNAL,
     routing_errors.ExpertUnavailable: ErrorKind(503, SERVER, "expert_unavailable", can_retry=True),
 }
 

@@ -91,7 +91,7 @@ PROMPT_SCHEMA = {
 StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 Text = Annotated[str, BeforeValidator(_join_parts), WithJsonSchema(CONTENT_SCHEMA)]
 TokenId = Annotated[int, Field(ge=0)]
-TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_CONTEXT_TOKENS)]
 TEXT_TAG, IDS_TAG = "<text>", "<ids>"
 Prompt = Annotated[
     Annotated[str, Tag(TEXT_TAG)] | Annotated[TokenIds, Tag(IDS_TAG)],

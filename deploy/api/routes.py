@@ -145,7 +145,7 @@ def _envelope(service: ApiService, request: Request, prefix: str, kind: str) -> 
 
 def _fingerprint(service: ApiService) -> str:
     """Give a name that changes when the same seed may give other tokens."""
-    facts = f"{service.model_name} {service.created} {service.config}"
+    facts = f"{service.model_name} {service.config}"
     return "fp_" + hashlib.sha256(facts.encode()).hexdigest()[:10]
 
 

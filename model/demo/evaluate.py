@@ -24,6 +24,8 @@ from model.demo.template import encode
 from model.demo.text import TASKS, held_out_conversations, passkey_sentences
 
 _SEED = 7
+# Tasks whose conversations are of several kinds, each with its own figure.
+_KINDS = {"json": ("json", "json_other_keys")}
 _DEPTHS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
@@ -58,14 +60,18 @@ def evaluate(network: Network, processor: SentencePieceProcessor, count: int) ->
     context_tokens = network.shape.context_tokens
     accuracies = []
     for task in TASKS:
-        endless = held_out_conversations(task, _SEED, context_tokens)
-        fitting = (c for c in endless if len(encode(c, processor).ids) <= context_tokens)
-        accuracies.append(_measure(task, network, processor, islice(fitting, count)))
+        for kind in _KINDS.get(task, (task,)):
+            texts = (
+                text
+                for text in held_out_conversations(task, _SEED, context_tokens)
+                if text.task == kind and len(encode(text, processor).ids) <= context_tokens
+            )
+            accuracies.append(_measure(kind, network, processor, islice(texts, count)))
     per_depth = max(1, count // len(_DEPTHS))
     for depth in _DEPTHS:
-        texts = full_context_passkeys(processor, context_tokens, depth, per_depth)
+        keys = full_context_passkeys(processor, context_tokens, depth, per_depth)
         name = f"passkey, full context, depth {depth:.0%}"
-        accuracies.append(_measure(name, network, processor, texts))
+        accuracies.append(_measure(name, network, processor, keys))
     return accuracies
 
 

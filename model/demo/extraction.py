@@ -76,7 +76,8 @@ def extraction(rng: Random, split: Split) -> Conversation:
         fields = _random_fields(rng, split) if style < 0.65 else _person_fields(rng, split)
         user = rng.choice(_FIELD_PROMPTS).format(text=_lines(rng, fields))
     system = _ASSISTANT if rng.random() < 0.15 else None
-    return single_turn("json", user, to_json(fields), system)
+    task = "json" if tuple(fields) == _MAIN_KEYS else "json_other_keys"
+    return single_turn(task, user, to_json(fields), system)
 
 
 def few_shot(rng: Random, split: Split) -> Conversation:

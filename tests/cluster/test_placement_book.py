@@ -376,3 +376,16 @@ def test_the_last_host_cannot_hand_its_experts_to_anybody(clock: FakeClock) -> N
     settle(book, hosts)
 
     assert published(book, clock) == {"a": ALL}
+
+
+def test_a_router_that_asks_first_does_not_make_a_new_book_forget_the_key(
+    clock: FakeClock,
+) -> None:
+    old, hosts = settled(clock, "a")
+    new = new_book(clock)
+
+    asked = new.brief(ROUTER, clock())
+    new.join(hosts[0].info, hosts[0].held, hosts[0].key, clock())
+
+    assert asked.key is None
+    assert new.brief(ROUTER, clock()).key == old.key

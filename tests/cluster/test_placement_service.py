@@ -192,6 +192,8 @@ def test_status_is_plain_data_about_hosts_and_routers() -> None:
                     "waiting": 0,
                     "kv_tokens_used": 0,
                     "kv_tokens": 64,
+                    "lost_hosts": 0,
+                    "resent": 0,
                 }
             ],
         }

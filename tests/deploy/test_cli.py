@@ -61,6 +61,8 @@ STATUS = {
             "waiting": 1,
             "kv_tokens_used": 16_384,
             "kv_tokens": 65_536,
+            "lost_hosts": 1,
+            "resent": 3,
         }
     ],
 }
@@ -285,7 +287,7 @@ def test_the_status_tables_show_hosts_routers_and_deployments() -> None:
     assert ["Router", "HEALTHY", "2"] in cells
     assert ["host-1", "10.0.0.1", "101", "tcp:10.0.0.1:7000", "0 2 5", "42"] in cells
     assert ["host-2", "10.0.0.2", "102", "tcp:10.0.0.2:7000", "-", "0"] in cells
-    assert ["router-1", "10.0.0.1", "201", "3", "1", "25 %"] in cells
+    assert ["router-1", "10.0.0.1", "201", "3", "1", "25 %", "1", "3"] in cells
 
 
 def test_the_status_tables_render_for_an_application_that_has_just_begun() -> None:

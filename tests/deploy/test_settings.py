@@ -147,3 +147,16 @@ def test_a_gpu_has_room_for_its_share_and_one_more_expert() -> None:
     assert settings(device="cuda", expert_hosts=3).num_slots(TINY_MOE) == 4
     assert settings(device="cuda", expert_hosts=1).num_slots(TINY_MOE) == 8
     assert settings(device="cpu", expert_hosts=8).num_slots(TINY_MOE) == 8
+
+
+def test_fewer_routers_at_most_than_at_least_are_refused() -> None:
+    with pytest.raises(ValidationError, match="max_routers"):
+        settings(routers=3, max_routers=2)
+
+
+def test_steps_whose_rows_do_not_fit_into_a_frame_are_refused() -> None:
+    fits = 64 * 2**20 // (TINY_MOE.dim * 4)
+
+    settings(step_tokens=fits).cluster_config(TINY_MOE)
+    with pytest.raises(SettingsError, match="step_tokens"):
+        settings(step_tokens=fits + 1).cluster_config(TINY_MOE)
