@@ -344,3 +344,14 @@ def test_a_request_that_comes_with_the_stop_hears_of_it() -> None:
     engine.run()
 
     assert late.is_over
+
+
+def test_an_engine_that_is_over_fails_newcomers_at_once() -> None:
+    engine = engine_of(TINY_MOE)
+    with running(engine):
+        pass
+
+    late = add(engine, "late", prompt_of(4), max_tokens=10)
+
+    assert [type(error) for error in late.errors] == [EngineStopped]
+    assert engine.stats().num_waiting == 0
