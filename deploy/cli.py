@@ -154,7 +154,7 @@ def status_tables(answer: dict[str, Any]) -> list[Table]:
         rows = str(sum(host["rows_by_expert"].values()))
         hosts.add_row(host["id"], host["node"], str(host["pid"]), host["address"], experts, rows)
     routers = Table(
-        *("router", "node", "pid", "running", "waiting", "KV cache", "links lost", "resent"),
+        *("router", "node", "pid", "running", "waiting", "KV", "lost", "resent"),
         title="routers",
     )
     for item in answer["routers"]:

@@ -146,8 +146,8 @@ class Server:
             show(f"  {host['id']}  pid {host['pid']}  experts {host['experts']}")
         for router in connect().status()["routers"]:
             show(f"  {router['id']}  pid {router['pid']}")
-        show(f"\ncurl {url}/v1/chat/completions -H 'content-type: application/json' \\")
-        show(f"  -d '{json.dumps(body)}'\n", soft_wrap=True, markup=False)
+        command = f"curl {url}/v1/chat/completions -H 'content-type: application/json' \\\n"
+        show(f"\n{command}  -d '{json.dumps(body)}'\n", soft_wrap=True, markup=False)
         show("`mixray chat` to talk, `mixray status` to look, Ctrl-C to stop")
 
     def _watch(self) -> None:
