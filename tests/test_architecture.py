@@ -143,11 +143,10 @@ def test_nothing_is_unpickled_or_evaluated() -> None:
     assert files_that_import(UNSAFE_MODULES) | calls == set()
 
 
-def test_torch_loads_plain_weights_alone() -> None:
-    for path in FILES:
-        for call in calls_of(path):
-            if ast.unparse(call.func) == "torch.load":
-                assert "weights_only=True" in ast.unparse(call), name_of(path)
+def test_nothing_is_loaded_by_torch_which_may_unpickle() -> None:
+    calls = [ast.unparse(call.func) for path in FILES for call in calls_of(path)]
+
+    assert "torch.load" not in calls
 
 
 def test_the_environment_is_touched_in_one_file_only() -> None:

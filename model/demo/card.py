@@ -21,14 +21,13 @@ tags: [mixtral, mixture-of-experts, demo]
 A real Mixtral ({num_parameters:.1f} million parameters, {num_active:.1f} million of them used per
 token) that a script in this repository trained on text that the script generates. It is there to
 show a server at work without a download: it answers a few kinds of prompts well on fillings that
-it has never seen, and a lost or swapped expert shows as a wrong answer. It is not a language model
-to talk to: outside these prompts it says nonsense.
+it has never seen. It is not a language model to talk to: outside these prompts it says nonsense.
 
 ## What it is
 
 {shape_table}
 
-RMSNorm, half-split rotary embedding (theta {rope_theta:g}), grouped-query attention, SwiGLU
+RMSNorm, half-split rotary embedding (theta {rope_theta:,.0f}), grouped-query attention, SwiGLU
 experts, softmax over the two chosen gate logits, embeddings not tied. Weights are float32 in
 Hugging Face's layout. The tokenizer is a SentencePiece BPE with byte fallback and split digits;
 prompts follow Mistral's instruct format, `<s> [INST] user [/INST] answer</s>`.
@@ -44,12 +43,12 @@ task among the training conversations:
 
 ## Training
 
-{num_steps:,} steps, {num_tokens:.1f} million tokens, {minutes:.0f} minutes on {threads} CPU
-thread(s) shared with other work, PyTorch {torch_version}. Muon for the matrices of attention and
-experts, AdamW for the rest; matrix products in bfloat16; loss 1.0 on answers, 0.1 on prompts, 0.01
-on load balance; contexts up to 320, then 512, then {context_tokens} tokens; the learning rate falls
-to zero over the last half of the time. To train it again: `python -m model.demo.train`. The length
-of a training is a time, so a second one gives other weights.
+{num_steps:,} steps, {num_tokens:.1f} million tokens, {minutes:.0f} minutes, CPU threads: {threads},
+PyTorch {torch_version}. Muon for the matrices of attention and experts, AdamW for the rest; matrix
+products in bfloat16; loss 1.0 on answers, 0.1 on prompts, 0.01 on load balance; contexts up to
+320, then 512, then {context_tokens} tokens; the learning rate falls to zero over the last half of
+the time. To train it again: `python -m model.demo.train`. The length of a training is a time, so a
+second one gives other weights.
 
 ## Accuracy
 
@@ -62,10 +61,16 @@ Held-out fillings, greedy decoding in float32. An answer counts only if every to
 
 - Wordings: the fillings are held out, the wordings of the prompts are not. A prompt that is worded
   unlike the generator's may fail; `model/demo/` shows the wordings.
-- Copying works through the tokenizer's pieces. Names with letters outside Latin, and very long
-  ones, may come out wrong.
+- Facts: what is held out is a pair of wording and country; each capital was seen in other wordings.
+  Refusal likewise holds out pairs of wording and subject.
+- Refusal and moderation know the generator's sentences, not their meaning: a new way to speak of a
+  theft can pass as acceptable. They show the formats of such prompts and protect nobody.
+- Copying works through the tokenizer's pieces: lower-case prose and letters outside the generator's
+  may come out wrong.
 - `small_talk` has too few sentences to hold any out; its figure is for sentences seen in training.
-- Refusal and moderation are demonstrations of the prompt formats. They protect nobody.
+- A lost or swapped expert shows first in what the experts have learnt by heart (refusal,
+  moderation). Copying is the work of attention and often survives, so compare logits, not answers,
+  to find a small fault.
 - The context is {context_tokens} tokens; only passkey texts are that long in training.
 """
 

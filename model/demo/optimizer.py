@@ -1,8 +1,10 @@
 """The two optimisers of the demo model behind one step."""
 
-from typing import Any
+from collections import defaultdict
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from model.demo.muon import Muon
 from model.demo.network import Network
@@ -31,14 +33,26 @@ class Optimizer:
         self.muon.step(_MUON_RATE * factor)
         self.network.zero_grad()
 
-    def state(self) -> dict[str, Any]:
-        """Everything that `restore` needs."""
-        return {"momenta": self.muon.momenta, "adam": self.adam.state_dict()}
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that `restore` needs, by name."""
+        momenta = {f"muon.{i}": momentum for i, momentum in enumerate(self.muon.momenta)}
+        moments = {
+            f"adam.{i}.{key}": value
+            for i, state in self.adam.state_dict()["state"].items()
+            for key, value in state.items()
+        }
+        return momenta | moments
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue from what `state` gave."""
-        self.muon.momenta = state["momenta"]
-        self.adam.load_state_dict(state["adam"])
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue from what `tensors` gave."""
+        self.muon.momenta = [tensors[f"muon.{i}"] for i in range(len(self.muon.momenta))]
+        adam = self.adam.state_dict()
+        adam["state"] = defaultdict(dict)
+        for name, tensor in tensors.items():
+            if name.startswith("adam."):
+                _, index, key = name.split(".")
+                adam["state"][int(index)][key] = tensor
+        self.adam.load_state_dict(adam)
 
 
 def _is_matrix(name: str, parameter: torch.nn.Parameter) -> bool:

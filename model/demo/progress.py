@@ -57,7 +57,8 @@ class ProgressDisplay:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bar.stop()
+        if self._console.is_terminal:
+            self._bar.stop()
 
     def update(self, report: Report) -> None:
         """Show the state; plain lines are thinned out."""

@@ -47,7 +47,7 @@ class Options:
     @property
     def state_path(self) -> Path:
         """Where the training state lies; never committed."""
-        return HERE / ".state" / f"{self.out.name}-seed{self.seed}.pt"
+        return HERE / ".state" / f"{self.out.name}-seed{self.seed}.safetensors"
 
 
 def main() -> None:
@@ -58,7 +58,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "checkpoint", help="checkpoint folder")
     parser.add_argument("--seed", type=int, default=0, help="seed of text and weights")
     parser.add_argument("--resume", action="store_true", help="continue a stopped training")
-    train(Options(**vars(parser.parse_args())))
+    options = Options(**vars(parser.parse_args()))
+    if options.resume and not options.state_path.exists():
+        parser.error(f"--resume: there is no training state at {options.state_path}")
+    train(options)
 
 
 def train(options: Options) -> None:
@@ -68,12 +71,12 @@ def train(options: Options) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     options.state_path.parent.mkdir(exist_ok=True)
     tokenizer_path = options.out / "tokenizer.model"
-    if not (options.resume and tokenizer_path.exists()):
+    if not options.resume:
         train_tokenizer(tokenizer_path, options.seed)
     processor = SentencePieceProcessor(model_file=str(tokenizer_path))
     network = Network(Shape(vocab_size=processor.vocab_size(), context_tokens=CONTEXT_TOKENS))
     run = TrainingRun(network, Optimizer(network))
-    if options.resume and options.state_path.exists():
+    if options.resume:
         run.restore(options.state_path)
     with ProgressDisplay() as display:
         _train_until_time(run, processor, options, display)

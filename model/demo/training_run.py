@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 from model.demo.batches import Batch
 from model.demo.network import Network
@@ -47,21 +48,18 @@ class TrainingRun:
     def save(self, path: Path) -> None:
         """Write everything that `restore` needs, whole or not at all."""
         partial = path.with_name(path.name + ".partial")
-        state = {
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state(),
-            "step": self.step,
-            "num_tokens": self.num_tokens,
-            "elapsed_s": self.elapsed_s,
-        }
-        torch.save(state, partial)
+        weights = {f"network.{name}": t for name, t in self.network.state_dict().items()}
+        progress = torch.tensor([self.step, self.num_tokens, self.elapsed_s], dtype=torch.float64)
+        save_file(weights | self.optimizer.tensors() | {"progress": progress}, partial)
         os.replace(partial, path)
 
     def restore(self, path: Path) -> None:
         """Continue from what `save` wrote."""
-        state = torch.load(path, weights_only=True)
-        self.network.load_state_dict(state["network"])
-        self.optimizer.restore(state["optimizer"])
-        self.step = state["step"]
-        self.num_tokens = state["num_tokens"]
-        self.elapsed_s = state["elapsed_s"]
+        tensors = load_file(path)
+        prefix = "network."
+        self.network.load_state_dict(
+            {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        )
+        self.optimizer.restore(tensors)
+        step, num_tokens, self.elapsed_s = tensors["progress"].tolist()
+        self.step, self.num_tokens = int(step), int(num_tokens)

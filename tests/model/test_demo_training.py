@@ -120,8 +120,8 @@ def test_a_restored_run_continues_like_one_that_never_stopped(tmp_path: Path) ->
     for _ in range(3):
         unbroken.learn([batch], 1.0)
 
-    unbroken.save(tmp_path / "state.pt")
-    resumed.restore(tmp_path / "state.pt")
+    unbroken.save(tmp_path / "state.safetensors")
+    resumed.restore(tmp_path / "state.safetensors")
 
     assert resumed.learn([batch], 1.0) == unbroken.learn([batch], 1.0)
     assert resumed.learn([batch], 1.0) == unbroken.learn([batch], 1.0)
