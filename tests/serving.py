@@ -90,6 +90,7 @@ def stream_ids(
         timeout=120,
         stream=True,
     ) as response:
+        assert response.ok, response.text
         for line in response.iter_lines(chunk_size=1):
             if line == b"data: [DONE]":
                 return token_ids, True

@@ -86,6 +86,8 @@ class Scheduler:
         num_slots = self._slots_for(request.max_total_tokens)
         if num_slots > self._config.kv_tokens:
             raise RequestTooLarge(request.max_total_tokens, self._config.kv_tokens)
+        # Several may arrive between two steps; those that could run by now do not wait.
+        self._admit()
         if len(self.waiting) >= self._config.max_waiting:
             raise EngineBusy(len(self.waiting))
         sequence = Sequence(request, num_slots)

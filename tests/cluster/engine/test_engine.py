@@ -218,9 +218,10 @@ def test_cancelling_what_is_over_or_unknown_does_no_harm() -> None:
 
 
 def test_refusals_reach_the_listener() -> None:
-    engine = engine_of(TINY_MOE, max_waiting=1, kv_tokens=30)
+    engine = engine_of(TINY_MOE, max_running=1, max_waiting=1, kv_tokens=30)
 
     too_large = add(engine, "a", prompt_of(10), max_tokens=21)
+    add(engine, "running", prompt_of(4), max_tokens=1)
     add(engine, "b", prompt_of(4), max_tokens=1)
     one_too_many = add(engine, "c", prompt_of(4), max_tokens=1)
     finish(engine)

@@ -165,14 +165,23 @@ def test_windowed_sequences_reserve_no_more_than_the_window() -> None:
 
 
 def test_a_full_queue_refuses() -> None:
-    queue = scheduler(max_waiting=2)
-    queue.add(request("a"))
-    queue.add(request("b"))
+    queue = scheduler(max_running=1, max_waiting=2)
+    for name in ("running", "a", "b"):
+        queue.add(request(name))
 
     with pytest.raises(EngineBusy) as refusal:
         queue.add(request("c"))
 
     assert refusal.value.num_waiting == 2
+
+
+def test_requests_that_can_run_at_once_do_not_fill_the_queue() -> None:
+    queue = scheduler(max_running=4, max_waiting=1)
+
+    for number in range(5):
+        queue.add(request(str(number)))
+
+    assert (len(queue.running), len(queue.waiting)) == (4, 1)
 
 
 def test_a_request_that_can_never_fit_is_refused_even_when_idle() -> None:
