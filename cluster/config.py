@@ -54,7 +54,7 @@ class ClusterConfig:
     dtype: Dtype
     device: str = "cpu"
     has_expert_hosts: bool = True
-    slots_per_host: int = 8
+    slots_per_host: int
     link: LinkKind = "auto"
     leave_timeout_s: float = 4.0
     engine: EngineConfig = field(default_factory=EngineConfig)

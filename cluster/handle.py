@@ -105,6 +105,9 @@ class Client:
 def connect(address: str = "auto", app_name: str = APP_NAME) -> Client:
     """Connect to a running application, and to its Ray cluster if this process is in none.
 
+    Args:
+        app_name: Serve's name of the application; `serve run` without `--name` calls it "default".
+
     Raises:
         NotReady: there is no cluster, or no such application on it.
     """

@@ -1,6 +1,6 @@
 """The Serve application: ingress, routers, expert hosts and the placement, wired together.
 
-`serve run deploy.app:build model=DIR expert_hosts=2` starts it on any Ray cluster.
+`serve run --name mixray deploy.app:build model=DIR expert_hosts=2` starts it on any Ray cluster.
 """
 
 from dataclasses import replace

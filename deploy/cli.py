@@ -13,7 +13,7 @@ from rich.table import Table
 
 from cluster.errors import ClusterError
 from deploy.http_client import ApiClient, ApiFailure
-from deploy.server import Server, ServerError
+from deploy.server import Server, ServerError, application_status, stop_application
 from deploy.settings import DEMO_CHECKPOINT, Settings, SettingsError
 from model.errors import ModelError
 
@@ -123,7 +123,7 @@ def status(
 ) -> None:
     """Show what runs where."""
     try:
-        answer = Server.status(address)
+        answer = application_status(address)
     except (ClusterError, ServerError) as error:
         _fail(error)
     if as_json:
@@ -137,7 +137,7 @@ def status(
 def stop(address: Address = "auto") -> None:
     """Stop the application; a `mixray serve` in the foreground ends by itself."""
     try:
-        Server.stop(address)
+        stop_application(address)
     except (ClusterError, ServerError) as error:
         _fail(error)
     out.print("stopped")

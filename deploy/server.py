@@ -68,37 +68,6 @@ class Server:
         finally:
             self._take_down()
 
-    @staticmethod
-    def status(address: str) -> dict[str, Any]:
-        """What runs where, Serve's view of the deployments included.
-
-        Raises:
-            NotReady: no application runs there.
-            ServerError: it does not answer.
-        """
-        quiet()
-        try:
-            answer = connect(address).status()
-        except (RayError, TimeoutError) as error:
-            raise ServerError("the application does not answer") from error
-        overview = serve.status().applications[APP_NAME]
-        deployments = [
-            {
-                "name": name,
-                "status": str(deployment.status.value),
-                "replicas": sum(deployment.replica_states.values()),
-            }
-            for name, deployment in overview.deployments.items()
-        ]
-        return {**answer, "status": str(overview.status.value), "deployments": deployments}
-
-    @staticmethod
-    def stop(address: str) -> None:
-        """Delete the application."""
-        quiet()
-        connect(address)
-        serve.delete(APP_NAME)
-
     def _bring_up(self, application: serve.Application) -> None:
         started_s = time.monotonic()
         with self._console.status("starting Ray") as progress:
@@ -164,6 +133,37 @@ class Server:
             if self._address is not None:
                 _leave_cluster()
             ray.shutdown()
+
+
+def application_status(address: str) -> dict[str, Any]:
+    """What runs where, Serve's view of the deployments included.
+
+    Raises:
+        NotReady: no application runs there.
+        ServerError: it does not answer.
+    """
+    quiet()
+    try:
+        answer = connect(address).status()
+    except (RayError, TimeoutError) as error:
+        raise ServerError("the application does not answer") from error
+    overview = serve.status().applications[APP_NAME]
+    deployments = [
+        {
+            "name": name,
+            "status": str(deployment.status.value),
+            "replicas": sum(deployment.replica_states.values()),
+        }
+        for name, deployment in overview.deployments.items()
+    ]
+    return {**answer, "status": str(overview.status.value), "deployments": deployments}
+
+
+def stop_application(address: str) -> None:
+    """Delete the application."""
+    quiet()
+    connect(address)
+    serve.delete(APP_NAME)
 
 
 def quiet() -> None:

@@ -69,11 +69,6 @@ def place(
     return {host: tuple(sorted(experts)) for host, experts in held.items()}
 
 
-def num_moves(before: Placement, after: Placement) -> int:
-    """How many experts some host must load to get from one placement to the other."""
-    return sum(len(set(after[host]) - set(before.get(host, ()))) for host in after)
-
-
 def _adopt_orphans(
     num_experts: int, slots: Mapping[str, int], held: dict[str, list[int]], load: Sequence[float]
 ) -> None:

@@ -100,7 +100,8 @@ class Engine:
     def run(self) -> None:
         """Step until stopped; sleeps while there is nothing to do."""
         while not self._is_stopping:
-            self._read_inbox(is_idle=not self._active)
+            if not self._active:
+                self._read_inbox(is_idle=True)
             self.step()
         self._is_over = True
         self._fail_what_is_left()

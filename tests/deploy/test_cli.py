@@ -12,8 +12,8 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from cluster.errors import NotReady
+from deploy import cli
 from deploy.cli import app, status_tables
-from deploy.server import Server
 from tests.checkpoints import write_serving_checkpoint
 from tests.deploy.stub_server import (
     MODEL,
@@ -297,7 +297,7 @@ def test_the_status_tables_render_for_an_application_that_has_just_begun() -> No
 
 
 def test_status_is_printed_as_json_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Server, "status", staticmethod(lambda address: STATUS))
+    monkeypatch.setattr(cli, "application_status", lambda address: STATUS)
 
     result = run("status", "--json")
 
@@ -311,7 +311,8 @@ def test_without_a_cluster_the_command_says_so(
     def refuse(address: str) -> None:
         raise NotReady(f"no Ray cluster at {address}")
 
-    monkeypatch.setattr(Server, command, staticmethod(refuse))
+    name = {"status": "application_status", "stop": "stop_application"}[command]
+    monkeypatch.setattr(cli, name, refuse)
 
     result = run(command)
 

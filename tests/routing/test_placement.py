@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routing.errors import PlacementError
-from routing.placement import HostView, PlacementView, num_moves, place
+from routing.placement import HostView, Placement, PlacementView, place
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,11 @@ class Case:
 
     def place(self) -> dict[str, tuple[int, ...]]:
         return place(self.num_experts, self.slots, self.current, self.load)
+
+
+def num_moves(before: Placement, after: Placement) -> int:
+    """How many experts some host must load to get from one placement to the other."""
+    return sum(len(set(after[host]) - set(before.get(host, ()))) for host in after)
 
 
 @st.composite
