@@ -115,6 +115,8 @@ class Server:
             show(f"  {host['id']}  pid {host['pid']}  experts {host['experts']}")
         for router in connect().status()["routers"]:
             show(f"  {router['id']}  pid {router['pid']}")
+        # With several clusters on a machine, `--address` tells `status` and `stop` which is meant.
+        show(f"  Ray at {ray.get_runtime_context().gcs_address}")
         command = f"curl {url}/v1/chat/completions -H 'content-type: application/json' \\\n"
         show(f"\n{command}  -d '{json.dumps(body)}'\n", soft_wrap=True, markup=False)
         show("`mixray chat` to talk, `mixray status` to look, Ctrl-C to stop")

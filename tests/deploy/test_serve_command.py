@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -40,6 +41,13 @@ def serving(log: Path, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
                 child.kill()
 
 
+def ray_address(log: Path) -> str:
+    """The cluster that a server started: others may run on this machine."""
+    found = re.search(r"Ray at (\S+)", log.read_text())
+    assert found is not None
+    return found[1]
+
+
 def family(pid: int) -> list[psutil.Process]:
     if not psutil.pid_exists(pid):
         return []
@@ -55,9 +63,11 @@ def test_serve_answers_shows_itself_and_leaves_no_process_after_ctrl_c(
     with serving(tmp_path / "log", "--model", str(checkpoint), "--port", port) as process:
         answer = mixray("generate", "Hello", "--url", url, "--max-tokens", "5")
         raw = mixray("generate", "Hello", "--url", url, "--max-tokens", "5", "--raw")
-        table = mixray("status")
-        status: dict[str, Any] = json.loads(mixray("status", "--json").stdout)
-        second = mixray("serve", "--address", "auto", "--port", str(free_port()))
+        address = ray_address(tmp_path / "log")
+        table = mixray("status", "--address", address)
+        as_json = mixray("status", "--address", address, "--json")
+        status: dict[str, Any] = json.loads(as_json.stdout)
+        second = mixray("serve", "--address", address, "--port", str(free_port()))
         again = mixray("generate", "Hello", "--url", url, "--max-tokens", "5")
         everybody = family(process.pid)
 
@@ -83,7 +93,7 @@ def test_stop_ends_a_server_in_the_foreground(checkpoint: Path, tmp_path: Path) 
     port = str(free_port())
     flags = ("--model", str(checkpoint), "--port", port, "--expert-hosts", "0")
     with serving(tmp_path / "log", *flags) as process:
-        stopped = mixray("stop")
+        stopped = mixray("stop", "--address", ray_address(tmp_path / "log"))
 
         assert stopped.returncode == 0, stopped.stderr
         assert process.wait(30) == 0
