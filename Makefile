@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RUN := RAY_AUTH_MODE=token $(BIN)/python -m
 
-.PHONY: install serve test test-slow check format bench
+.PHONY: install serve test test-slow check format load bench bench-scaling bench-gpu
 
 install: .venv/serve.installed
 
@@ -28,9 +28,18 @@ format: .venv/dev.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/dev.installed  ## load a server that `make serve` started in another terminal
+load: .venv/dev.installed  ## load a server that `make serve` started in another terminal
 	$(BIN)/locust -f loadtest/locustfile.py --headless -u 16 -r 8 -t 30s \
 		--host http://127.0.0.1:8000 $(ARGS)
+
+bench: .venv/bench.installed  ## the machine, mixray and the rivals that are here, side by side
+	$(BIN)/python -m loadtest.bench $(ARGS)
+
+bench-scaling: .venv/bench.installed  ## step time against batch, context and waiting requests
+	GOMP_SPINCOUNT=0 $(BIN)/python -m loadtest.bench.scaling $(ARGS)
+
+bench-gpu: .venv/bench.installed  ## Mixtral 8x7B's true shapes against the limits of a GPU
+	$(BIN)/python -m loadtest.bench.gpu $(ARGS)
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -43,4 +52,9 @@ bench: .venv/dev.installed  ## load a server that `make serve` started in anothe
 .venv/dev.installed: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "installing mixray and its development tools into .venv (once; some minutes)"
 	$(PIP) -e '.[dev]'
+	@touch $@ .venv/serve.installed
+
+.venv/bench.installed: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "installing mixray and what its benchmarks draw with into .venv (once)"
+	$(PIP) -e '.[bench]'
 	@touch $@ .venv/serve.installed

@@ -1,8 +1,7 @@
 """The ExpertHost deployment: experts on their own device, behind sockets of their own.
 
-A host joins the Placement, is told which experts to hold, loads them (memory-mapped on CPU, so an
-expert taken over costs page faults, not a copy) and serves them. Its state is only a cache of the
-checkpoint: it may die at any moment.
+A host joins the Placement, is told which experts to hold, loads them one after another and serves
+them. Its state is only a cache of the checkpoint: it may die at any moment.
 """
 
 import logging
@@ -23,8 +22,7 @@ from cluster.config import ClusterConfig
 from cluster.placement_book import HostInfo, HostReport
 from cluster.whereabouts import whereabouts
 from model.checkpoint.load import open_checkpoint
-from model.checkpoint.names import expert_names
-from model.experts import ExpertShard
+from model.experts import ExpertShard, load_experts
 from routing.expert_server import ExpertServer, local_addresses
 from routing.expert_service import ExpertService, ServiceSpec
 from routing.handshake import Identity
@@ -153,8 +151,14 @@ class ExpertHost:
     def _load(self, expert_ids: frozenset[int]) -> None:
         if not expert_ids:
             return
-        config, model = self._config, self._checkpoint.config
-        names = expert_names(model, sorted(expert_ids))
-        weights = self._checkpoint.tensors(names, config.dtype, config.device, self._note_loading)
-        self._shard.add(weights, model.num_layers, sorted(expert_ids))
+        config = self._config
+        for expert_id, networks in load_experts(
+            self._checkpoint,
+            expert_ids,
+            config.dtype,
+            config.device,
+            config.tile_rows,
+            self._note_loading,
+        ):
+            self._shard.add(expert_id, networks)
         logger.info("host=%s loaded experts=%s", self._info.host_id, sorted(expert_ids))

@@ -7,8 +7,9 @@
     for piece in mixray.stream(messages=[{"role": "user", "content": "Hello"}]):
         print(piece.text, end="")
 
-Options are those of the HTTP API: max_tokens, temperature, top_p, seed, stop, ignore_eos. Knows no
-torch; tokens and text are the ingress's business.
+Options are those of the HTTP API: max_tokens, temperature, top_p, top_k, min_p, seed, stop, the
+penalties, logit_bias, priority, cache_salt, ignore_eos. Knows no torch; tokens and text are the
+ingress's business.
 """
 
 import logging

@@ -1,19 +1,21 @@
 """The Router deployment: attention, KV cache, gate, dispatch, combine and sampling.
 
 One engine runs in one thread of its own; Serve's event loop only passes requests in and tokens
-out. Hidden states go over the router's own links to the expert hosts, never through Ray.
+out. Hidden states go over the router's own links to the expert hosts, and tokens on their way over
+its own connections to the ingresses, never through Ray.
 """
 
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from ray.serve.handle import DeploymentHandle
 
+from cluster.addresses import choose_address
 from cluster.config import ClusterConfig, LinkKind
 from cluster.engine.engine import Engine
 from cluster.engine.model_runner import ModelRunner
@@ -21,12 +23,14 @@ from cluster.engine.request import GenerateRequest, TokenEvent
 from cluster.errors import EngineStopped, NotReady
 from cluster.placement_book import RouterInfo
 from cluster.placement_follower import PlacementFollower
+from cluster.postman import Postman
+from cluster.token_link import MailboxAddress
 from cluster.whereabouts import whereabouts
 from model.checkpoint.load import Checkpoint, open_checkpoint
-from model.checkpoint.names import expert_names, router_names
-from model.experts import ExpertShard
+from model.checkpoint.names import router_names
+from model.experts import ExpertShard, load_experts
 from model.transformer import Transformer
-from routing.errors import LinkError, RoutingError
+from routing.errors import RoutingError
 from routing.experts import LocalExperts
 from routing.handshake import Identity
 from routing.link_pool import LinkPool
@@ -48,13 +52,18 @@ class Router:
         self._place = whereabouts()
         self._router_id = f"router-{self._place.actor_id[:8]}"
         self._probed_at_s = float("-inf")
+        self._postman = Postman(self._place.node_id, config.link)
         checkpoint = open_checkpoint(Path(config.model_dir))
-        weights = checkpoint.tensors(router_names(checkpoint.config), config.dtype, config.device)
-        transformer = Transformer(checkpoint.config, weights)
+        [transformer] = checkpoint.build(
+            lambda weights: Transformer(checkpoint.config, weights, config.deterministic),
+            [router_names(checkpoint.config)],
+            config.dtype,
+            config.device,
+        )
         self._follower = PlacementFollower(placement, self._describe)
         self._remote = self._remote_experts(config, checkpoint) if config.has_expert_hosts else None
         experts = self._remote or _local_experts(config, checkpoint)
-        runner = ModelRunner(transformer, experts, config.engine.num_micro_batches)
+        runner = ModelRunner(transformer, experts, config.engine)
         self._engine = Engine(runner, config.engine)
         self._thread = threading.Thread(target=self._engine.run, name="engine", daemon=True)
         self._follower.start()
@@ -64,8 +73,8 @@ class Router:
         self._probe = self._engine.probe()
         self._probe.result(timeout=PLACEMENT_PATIENCE_S)
 
-    async def stream(self, request: GenerateRequest) -> AsyncGenerator[list[TokenEvent], None]:
-        """Generate; one item for whatever tokens have come since the last one.
+    async def generate(self, request: GenerateRequest, mailbox: MailboxAddress) -> list[TokenEvent]:
+        """Generate; the tokens go to the mailbox as they come, and are returned all together.
 
         Raises:
             EngineBusy: the queue is full.
@@ -73,16 +82,13 @@ class Router:
             ExpertUnavailable: an expert is gone and nobody took it over in time.
             RequestFailed: an internal fault.
         """
-        listener = _QueueListener(asyncio.get_running_loop())
-        self._engine.add_request(request, listener)
+        delivery = self._postman.begin(request.request_id, mailbox)
+        self._engine.add_request(request, delivery)
         try:
-            is_finished = False
-            while not is_finished:
-                events = await listener.events()
-                yield events
-                is_finished = events[-1].finish_reason is not None
+            return await delivery.answer()
         finally:
             self._engine.cancel(request.request_id)
+            self._postman.end(delivery)
 
     async def check_ready(self) -> None:
         """Return if a token went through every layer and every expert within the last seconds.
@@ -118,6 +124,7 @@ class Router:
         self._engine.stop()
         self._thread.join(STOP_TIMEOUT_S)
         self._follower.stop()
+        self._postman.close()
         if self._remote is not None:
             self._remote.close()
 
@@ -147,42 +154,13 @@ class Router:
         )
 
 
-class _QueueListener:
-    """Carries tokens from the engine's thread to the event loop."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._queue: asyncio.Queue[TokenEvent | Exception] = asyncio.Queue()
-
-    def token(self, event: TokenEvent) -> None:
-        self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
-
-    def failed(self, error: Exception) -> None:
-        self._loop.call_soon_threadsafe(self._queue.put_nowait, error)
-
-    async def events(self) -> list[TokenEvent]:
-        """Wait for a token and take all that are there.
-
-        Raises:
-            Exception: whatever ended the request.
-        """
-        items = [await self._queue.get()]
-        while not self._queue.empty():
-            items.append(self._queue.get_nowait())
-        events = [item for item in items if isinstance(item, TokenEvent)]
-        if not events and isinstance(items[0], Exception):
-            raise items[0]
-        if isinstance(items[-1], Exception):
-            self._queue.put_nowait(items[-1])
-        return events
-
-
 def _local_experts(config: ClusterConfig, checkpoint: Checkpoint) -> LocalExperts:
-    model = checkpoint.config
     shard = ExpertShard()
-    names = expert_names(model, range(model.num_experts))
-    weights = checkpoint.tensors(names, config.dtype, config.device)
-    shard.add(weights, model.num_layers, range(model.num_experts))
+    ids = range(checkpoint.config.num_experts)
+    for expert_id, networks in load_experts(
+        checkpoint, ids, config.dtype, config.device, config.tile_rows
+    ):
+        shard.add(expert_id, networks)
     return LocalExperts(shard.compute_rows)
 
 
@@ -190,26 +168,10 @@ def _connector(
     identity: Callable[[], Identity], link: LinkKind, node_id: str
 ) -> Callable[[HostView], SocketLink]:
     def connect(host: HostView) -> SocketLink:
-        address = choose_address(host, link, node_id)
+        address = choose_address(host.addresses, host.node_id == node_id, link)
         return SocketLink(address, identity(), CONNECT_TIMEOUT_S)
 
     return connect
-
-
-def choose_address(host: HostView, link: LinkKind, node_id: str) -> str:
-    """AF_UNIX within a node where the host offers it, TCP otherwise; `link` may insist on one.
-
-    Raises:
-        LinkError: the host does not listen on the kind of link asked for.
-    """
-    wanted: tuple[str, ...] = (link,)
-    if link == "auto":
-        wanted = ("unix", "tcp") if host.node_id == node_id else ("tcp",)
-    for kind in wanted:
-        for address in host.addresses:
-            if address.startswith(f"{kind}:"):
-                return address
-    raise LinkError(f"{host.host_id} does not listen on {' or '.join(wanted)}")
 
 
 def _wait_until_covered(follower: PlacementFollower, num_experts: int) -> None:

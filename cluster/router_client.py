@@ -1,5 +1,7 @@
 """Asking routers for tokens, from the ingress.
 
+A call of a router lives as long as its request and returns all its tokens; before that they arrive
+in the ingress's mailbox, a step at a time. Ray would take a millisecond of both sides for each.
 If a router dies in mid-stream the request goes on at another one: prompt and tokens so far are sent
 again, and since the random numbers depend on (seed, position) alone, so do the tokens to come.
 """
@@ -23,10 +25,11 @@ from ray.serve.exceptions import (
     DeploymentUnavailableError,
     RequestCancelledError,
 )
-from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from cluster.engine.request import GenerateRequest, TokenEvent
 from cluster.errors import EngineBusy, EngineStopped, NotReady, RequestFailed
+from cluster.mailbox import Arrivals, Mailbox
 
 logger = logging.getLogger(__name__)
 
@@ -42,23 +45,26 @@ LOST = (
     NodeDiedError,
     DeploymentUnavailableError,
 )
+CANCELLED = (TaskCancelledError, RequestCancelledError, asyncio.CancelledError)
 
 
 class RouterClient:
     """All routers of one application, behind Serve's handle."""
 
-    def __init__(self, routers: DeploymentHandle[Any]) -> None:
+    def __init__(self, routers: DeploymentHandle[Any], mailbox: Mailbox) -> None:
         self._routers = routers
+        self._mailbox = mailbox
+        # Calls that have not returned yet; the event loop itself would forget them.
+        self._answers: set[asyncio.Task[None]] = set()
 
     async def stream(self, request: GenerateRequest) -> AsyncGenerator[list[TokenEvent], None]:
         """Give the tokens of one request as they come; closing the generator cancels it.
 
         Raises:
-            ClusterError, ExpertUnavailable: as `Router.stream`.
+            ClusterError, ExpertUnavailable: as `Router.generate`.
             NotReady: router after router died under this request.
         """
         emitted: list[int] = []
-        is_finished = False
         for attempt in range(MAX_ATTEMPTS):
             resumed = replace(
                 request,
@@ -69,12 +75,9 @@ class RouterClient:
                 async with aclosing(self._stream_once(resumed)) as batches:
                     async for events in batches:
                         emitted.extend(event.token_id for event in events)
-                        is_finished = events[-1].finish_reason is not None
                         yield events
                 return
             except LOST as error:
-                if is_finished:
-                    return
                 logger.warning(
                     "request=%s tokens=%d: router lost (%s), going on at another",
                     request.request_id,
@@ -102,30 +105,46 @@ class RouterClient:
     async def _stream_once(
         self, request: GenerateRequest
     ) -> AsyncGenerator[list[TokenEvent], None]:
-        routers = self._routers.options(stream=True)
-        response = cast(
-            DeploymentResponseGenerator[list[TokenEvent]], routers.stream.remote(request)
-        )
-        is_over = False
-        try:
-            async for events in response:
-                yield events
-            is_over = True
-        except LOST:
-            is_over = True
-            raise
-        except BackPressureError as error:
-            is_over = True
-            raise EngineBusy(error.args[0]) from error
-        except (RayTaskError, TaskCancelledError, RequestCancelledError) as error:
-            is_over = True
-            raise _cause(error) from error
-        finally:
-            if not is_over:
-                response.cancel()  # type: ignore[no-untyped-call]
+        with self._mailbox.expecting(request.request_id) as arrivals:
+            response = cast(
+                DeploymentResponse[list[TokenEvent]],
+                self._routers.generate.remote(request, self._mailbox.address),
+            )
+            answer = asyncio.create_task(_receive_answer(response, arrivals))
+            self._answers.add(answer)
+            answer.add_done_callback(self._answers.discard)
+            try:
+                while events := await arrivals.batch():
+                    yield events
+            finally:
+                if not (arrivals.is_finished or answer.done()):
+                    response.cancel()  # type: ignore[no-untyped-call]
 
 
-def _cause(error: Exception) -> Exception:
+async def _receive_answer(
+    response: DeploymentResponse[list[TokenEvent]], arrivals: Arrivals
+) -> None:
+    """Wait for the router's call, and pass on all its tokens or what ended it."""
+    try:
+        arrivals.take(0, await response)
+        arrivals.end()
+    except (Exception, asyncio.CancelledError) as error:
+        arrivals.end(_as_ours(error))
+
+
+def _as_ours(error: BaseException) -> Exception:
     """The router's own error, out of Ray's wrapping."""
-    cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, Exception) else RequestFailed("the router cancelled it")
+    if isinstance(error, LOST):
+        return error
+    if isinstance(error, BackPressureError):
+        return EngineBusy(error.args[0])
+    if isinstance(error, RayTaskError):
+        return _cause(error)
+    if isinstance(error, CANCELLED) or not isinstance(error, Exception):
+        return RequestFailed("the router cancelled it")
+    return error
+
+
+def _cause(error: RayTaskError) -> Exception:
+    cause = error.cause
+    return cause if isinstance(cause, Exception) else RequestFailed(str(cause))

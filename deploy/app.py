@@ -29,6 +29,11 @@ MAX_QUEUED = 1_024
 LOGGING = LoggingConfig(enable_access_log=False)
 
 
+# Threads of a pool that wait for work spin by default, and take the cores from whoever has some:
+# with a router and two hosts on 2 cores, steps took five times as long (DECISIONS.md, 12).
+ENVIRONMENT = {"GOMP_SPINCOUNT": "0"}
+
+
 def build(settings: Settings) -> Application:
     """Check the settings and the checkpoint, then make the application.
 
@@ -126,4 +131,8 @@ def _replicas(low: int, high: int | None, target_ongoing: int) -> dict[str, Any]
 
 
 def _actor_options(settings: Settings, num_cpus: float, num_gpus: float) -> dict[str, Any]:
-    return {"num_cpus": num_cpus, "num_gpus": num_gpus if settings.device == "cuda" else 0}
+    return {
+        "num_cpus": num_cpus,
+        "num_gpus": num_gpus if settings.device == "cuda" else 0,
+        "runtime_env": {"env_vars": ENVIRONMENT},
+    }

@@ -12,7 +12,9 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from cluster.handle import Piece
+from cluster.mailbox import Mailbox
 from cluster.router_client import RouterClient
+from cluster.whereabouts import whereabouts
 from deploy.api.body import check_request
 from deploy.api.errors import ApiError
 from deploy.api.generation import stream_choices
@@ -23,6 +25,7 @@ from deploy.api.service import ApiService
 from model.config import ModelConfig
 from model.errors import ModelError
 from model.tokenizer import load_tokenizer
+from routing.expert_server import local_addresses
 
 
 @serve.ingress()
@@ -43,8 +46,10 @@ class Ingress:
         tokenizer = load_tokenizer(Path(model_dir))
         tokenizer.check_fits(config.vocab_size)
         self._placement = placement
+        place = whereabouts()
+        mailbox = Mailbox(place.node_id, local_addresses(place.node_ip))
         self._service = ApiService(
-            backend=RouterClient(routers),
+            backend=RouterClient(routers, mailbox),
             tokenizer=tokenizer,
             model_name=model_name,
             config=config,

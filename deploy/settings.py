@@ -44,7 +44,8 @@ class Settings(BaseModel):
     max_running: int = Field(64, ge=1, description="sequences that share a step")
     max_waiting: int = Field(256, ge=1, description="requests in a router's queue")
     step_tokens: int = Field(512, ge=1, description="tokens of one step")
-    kv_tokens: int = Field(65_536, ge=1, description="KV cache slots of a router")
+    kv_tokens: int = Field(65_536, ge=1, description="positions in a router's KV cache")
+    deterministic: bool = Field(False, description="the same logits to the bit in any company")
     micro_batches: int = Field(1, ge=1, description="parts of a step that overlap")
     reply_timeout_s: float = Field(5.0, gt=0, description="for one answer of an expert host")
     owner_timeout_s: float = Field(30.0, gt=0, description="for an expert that no host serves")
@@ -109,6 +110,7 @@ class Settings(BaseModel):
             has_expert_hosts=num_hosts > 0,
             slots_per_host=slots,
             link=self.link,
+            deterministic=self.deterministic,
             engine=EngineConfig(
                 max_running=self.max_running,
                 max_waiting=self.max_waiting,

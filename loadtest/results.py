@@ -6,6 +6,7 @@ Hardware and versions are those of the machine that sends the load; `note` says 
 import json
 import os
 import platform
+import re
 import subprocess
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
 COLUMNS = (
     "| workload | users | answered | failed | tokens/s | TTFT p50 / p99, ms | ITL p50 / p99, ms |",
     "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -63,8 +65,8 @@ def make_record(
     """Add what this machine knows of itself."""
     return Record(
         recorded_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        commit=_commit(),
-        hardware=_hardware(),
+        commit=commit(),
+        hardware=hardware(),
         versions={"python": platform.python_version(), "locust": version("locust")},
         workload=workload,
         config=config,
@@ -79,7 +81,7 @@ def _milliseconds(distribution: dict[str, float]) -> str:
     return f"{1e3 * distribution['p50']:.1f} / {1e3 * distribution['p99']:.1f}"
 
 
-def _commit() -> str:
+def commit() -> str:
     """Name the commit of this checkout; a `-dirty` one has changes. Unknown outside a checkout."""
     command = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--exclude=*"]
     try:
@@ -88,7 +90,8 @@ def _commit() -> str:
         return "unknown"
 
 
-def _hardware() -> str:
+def hardware() -> str:
+    """Describe the machine: processor, how many, memory."""
     return f"{_cpu_name()}, {os.cpu_count()} CPUs, {_memory_gib():.0f} GiB"
 
 
@@ -103,3 +106,14 @@ def _cpu_name() -> str:
 
 def _memory_gib() -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+
+
+def result_stem(theme: str, now: datetime | None = None) -> str:
+    """Name a file of results: theme, hardware, year and month, commit."""
+    return f"{theme}_{slug(hardware())}_{(now or datetime.now(UTC)):%Y%m}_{commit()}"
+
+
+def slug(text: str) -> str:
+    """Small letters and digits, with single hyphens between."""
+    plain = text.replace("(R)", "").replace("(TM)", "").lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")

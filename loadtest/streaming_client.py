@@ -1,4 +1,4 @@
-"""One streamed chat request, measured with our own clock from outside.
+"""One streamed request, measured with our own clock from outside.
 
 Knows HTTP and server-sent events, nothing of the server. A stream that ends without `[DONE]` has
 failed, whatever came before.
@@ -6,7 +6,7 @@ failed, whatever came before.
 StreamFailure
     Unreachable     no connection, or it broke before the status
     Refused         a status other than 200
-    BadAnswer       an event that is no chunk of a chat stream, or no list of models
+    BadAnswer       an event that is no chunk of a stream, or no list of models
     ErrorEvent      the server reported an error inside the stream
     BrokenOff       the connection broke, or the stream ended without `[DONE]`
     NoTokens        a whole stream that held no token
@@ -21,6 +21,7 @@ from typing import Any
 import requests
 
 CHAT_PATH = "/v1/chat/completions"
+TEXT_PATH = "/v1/completions"
 MODELS_PATH = "/v1/models"
 DONE = b"[DONE]"
 CONNECT_TIMEOUT_S = 10.0
@@ -43,7 +44,7 @@ class Refused(StreamFailure):
 
 
 class BadAnswer(StreamFailure):
-    """An event that is no chunk of a chat stream, or no list of models."""
+    """An event that is no chunk of a stream, or no list of models."""
 
 
 class ErrorEvent(StreamFailure):
@@ -67,7 +68,8 @@ class Measurement:
         itl_s: one latency for each token after the first event's. An event of n tokens counts n
             times an n-th of the time since the event before, so their sum is the decode time.
         e2e_s: from sending to `[DONE]`.
-        num_tokens: by `token_ids`; a server that sends none is counted one token per text event.
+        num_tokens: by the server's own count where it sends one (`stream_options`), else by
+            `token_ids`; a server that sends neither is counted one token per text event.
     """
 
     ttft_s: float
@@ -113,7 +115,7 @@ class StreamingClient:
             raise BadAnswer(f"no list of models: {type(error).__name__}") from error
 
     def chat(self, body: dict[str, Any]) -> Measurement:
-        """Stream one answer and drop its text.
+        """Stream the answer to one chat and drop its text.
 
         Args:
             body: of the request; `stream` and `return_token_ids` are set here.
@@ -121,30 +123,41 @@ class StreamingClient:
         Raises:
             StreamFailure: the request was refused or its answer is not whole.
         """
+        return self._stream(CHAT_PATH, body)
+
+    def complete(self, body: dict[str, Any]) -> Measurement:
+        """Stream the continuation of one text, as `chat` does."""
+        return self._stream(TEXT_PATH, body)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._session.close()
+
+    def _stream(self, path: str, body: dict[str, Any]) -> Measurement:
         arrivals: list[tuple[float, int]] = []
+        counted: int | None = None
         done_s: float | None = None
         started_s = self._clock()
-        with self._open({**body, "stream": True, "return_token_ids": True}) as response:
+        with self._open(path, {**body, "stream": True, "return_token_ids": True}) as response:
             _check_status(response)
             # Read on after [DONE]: a connection that is left before its end cannot be used again.
             for data in _events(response):
                 now_s = self._clock()
                 if data == DONE:
                     done_s = now_s
-                elif done_s is None and (num_tokens := _count_tokens(data)):
-                    arrivals.append((now_s, num_tokens))
+                elif done_s is None:
+                    num_tokens, usage = _count_tokens(data)
+                    counted = usage or counted
+                    if num_tokens:
+                        arrivals.append((now_s, num_tokens))
         if done_s is None:
             raise BrokenOff("the stream ended without [DONE]")
-        return _measure(started_s, arrivals, done_s)
+        return _measure(started_s, arrivals, done_s, counted)
 
-    def close(self) -> None:
-        """Close the connection."""
-        self._session.close()
-
-    def _open(self, body: dict[str, Any]) -> requests.Response:
+    def _open(self, path: str, body: dict[str, Any]) -> requests.Response:
         try:
             return self._session.post(
-                self._base_url + CHAT_PATH,
+                self._base_url + path,
                 json=body,
                 stream=True,
                 timeout=(CONNECT_TIMEOUT_S, SILENCE_TIMEOUT_S),
@@ -179,24 +192,30 @@ def _events(response: requests.Response) -> Iterator[bytes]:
         raise BrokenOff(f"the connection broke: {type(error).__name__}") from error
 
 
-def _count_tokens(data: bytes) -> int:
+def _count_tokens(data: bytes) -> tuple[int, int | None]:
+    """Give an event's tokens, and the server's count of all so far if the event has one."""
     try:
         event = json.loads(data)
         if "error" in event:
             raise ErrorEvent(str(event["error"]["message"])[:MESSAGE_CHARS])
-        return sum(_tokens_of(choice) for choice in event["choices"])
+        num_tokens = sum(_tokens_of(choice) for choice in event["choices"])
+        usage = event.get("usage") or {}
+        return num_tokens, usage.get("completion_tokens")
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise BadAnswer(f"no chunk of a chat stream: {type(error).__name__}") from error
+        raise BadAnswer(f"no chunk of a stream: {type(error).__name__}") from error
 
 
 def _tokens_of(choice: dict[str, Any]) -> int:
     token_ids = choice.get("token_ids")
     if token_ids is not None:
         return len(token_ids)
-    return 1 if choice["delta"].get("content") else 0
+    text = choice["delta"].get("content") if "delta" in choice else choice["text"]
+    return 1 if text else 0
 
 
-def _measure(started_s: float, arrivals: list[tuple[float, int]], done_s: float) -> Measurement:
+def _measure(
+    started_s: float, arrivals: list[tuple[float, int]], done_s: float, counted: int | None
+) -> Measurement:
     if not arrivals:
         raise NoTokens("the answer holds no token")
     itl_s: list[float] = []
@@ -206,5 +225,5 @@ def _measure(started_s: float, arrivals: list[tuple[float, int]], done_s: float)
         ttft_s=arrivals[0][0] - started_s,
         itl_s=tuple(itl_s),
         e2e_s=done_s - started_s,
-        num_tokens=sum(num_tokens for _, num_tokens in arrivals),
+        num_tokens=counted or sum(num_tokens for _, num_tokens in arrivals),
     )

@@ -3,30 +3,33 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from model.cache import ChunkPlan, KVCache
+from model.attention_plan import AttentionPlan, AttentionPlanner, Queries
+from model.cache import PagedCache, int64_tensor
 
 # Letters: T tokens of the step, B rows of logits.
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The next tokens of one sequence: one when it decodes, several when it prefills."""
+    """The next tokens of one sequence: one when it decodes, several when it prefills.
 
-    cache: KVCache
+    Attributes:
+        start: position of the first of them.
+        blocks: the sequence's blocks that hold every position the chunk sees, and its own.
+        first_block: which block of the sequence `blocks` starts with.
+    """
+
     token_ids: Sequence[int]
+    start: int
+    blocks: Sequence[int]
+    first_block: int = 0
 
-
-@dataclass(frozen=True, slots=True)
-class PackedChunk:
-    """A chunk's place in the packed step: rows `first` to `end` of T."""
-
-    cache: KVCache
-    plan: ChunkPlan
-    first: int
-    end: int
+    @property
+    def positions(self) -> range:
+        """Where the tokens stand in their sequence."""
+        return range(self.start, self.start + len(self.token_ids))
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,32 +39,39 @@ class ForwardBatch:
     Attributes:
         token_ids_T: int64.
         positions_T: int64, each token's position in its own sequence.
-        chunks: one for each sequence, in the order of the rows.
+        slots_T: int64, where each token's key and value go in the cache.
+        attention: which keys each row sees.
         logit_rows_B: rows whose logits are wanted, int64.
     """
 
     token_ids_T: Tensor
     positions_T: Tensor
-    chunks: tuple[PackedChunk, ...]
+    slots_T: Tensor
+    attention: AttentionPlan
     logit_rows_B: Tensor
 
 
 def pack(
-    chunks: Sequence[Chunk], device: torch.device, *, all_logits: bool = False
+    chunks: Sequence[Chunk],
+    cache: PagedCache,
+    planner: AttentionPlanner,
+    *,
+    all_logits: bool = False,
 ) -> ForwardBatch:
     """Pack `chunks` into one batch; logits of each chunk's last token, or of all of them."""
     token_ids: list[int] = []
     positions: list[int] = []
-    packed: list[PackedChunk] = []
+    slots: list[int] = []
+    step: list[Queries] = []
     for chunk in chunks:
-        first, start, length = len(token_ids), chunk.cache.num_tokens, len(chunk.token_ids)
+        table = cache.table(chunk.blocks, chunk.first_block)
+        step.append(Queries(table, chunk.positions, len(token_ids)))
         token_ids.extend(chunk.token_ids)
-        positions.extend(range(start, start + length))
-        packed.append(PackedChunk(chunk.cache, chunk.cache.plan(length), first, len(token_ids)))
-    rows = range(len(token_ids)) if all_logits else [chunk.end - 1 for chunk in packed]
-    return ForwardBatch(
-        torch.tensor(token_ids, device=device),
-        torch.tensor(positions, device=device),
-        tuple(packed),
-        torch.tensor(list(rows), device=device),
+        positions.extend(chunk.positions)
+        slots.extend(table.slots(chunk.positions))
+    last = [queries.first_row + len(queries.positions) - 1 for queries in step]
+    rows = list(range(len(token_ids))) if all_logits else last
+    token_ids_T, positions_T, slots_T, logit_rows_B = (
+        int64_tensor(ints, cache.device) for ints in (token_ids, positions, slots, rows)
     )
+    return ForwardBatch(token_ids_T, positions_T, slots_T, planner.plan(step), logit_rows_B)

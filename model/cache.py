@@ -1,117 +1,145 @@
-"""The keys and values of one sequence: whole, or a rolling buffer for windowed models.
+"""The keys and values of all sequences, in blocks of one pool, and where a sequence's lie.
 
-In a rolling buffer of W slots position i lies in slot i mod W, so the cache never grows past W
-(Jiang et al. 2023, "Mistral 7B", section 2). A chunk may be longer than W: its queries see what
-the buffer held before it together with the chunk itself, and the chunk's last W are kept.
+A slot is one position's place: block b holds slots b * block_tokens on. Blocks that lie side by
+side are read as they are, without a copy; only scattered ones are gathered.
 """
 
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from model.config import ModelConfig
 
-# Letters: L layers, S cache slots, C tokens of the chunk, P = past plus chunk, N heads, H head dim.
+# Letters: L layers, N key-value heads, S slots of the pool, H dimensions of a head, T tokens of
+# the step, B sequences, P positions.
+
+# A run of this many positions is worth an attention call of its own (15 us at least on 2 CPU
+# cores); shorter ones are gathered into one, at about half the cost of attending to them.
+MIN_RUN_TOKENS = 256
+
+Slots = slice | Tensor
+"""Slots side by side, or any others (int64)."""
 
 
 @dataclass(frozen=True, slots=True)
-class ChunkPlan:
-    """What one chunk reads and writes; the same in every layer.
+class BlockList:
+    """The blocks of one sequence: block i of `blocks` holds its positions `first` + i * size on.
 
-    A buffer of 4 slots that holds positions 2 to 5 takes a chunk of two, positions 6 and 7:
-
-        slots                4  5  2  3      (slot = position mod 4)
-        past_slots           [2, 3, 0, 1]    positions 2, 3, 4, 5
-        new_slots            [2, 3]          positions 6, 7 overwrite 2, 3
-        mask, query 6        0 1 1 1 1 0     keys 2 3 4 5 6 7, a window of 4
-        mask, query 7        0 0 1 1 1 1
-
-    Attributes:
-        end: positions written once the chunk is in.
-        past_slots: slots read before the chunk is written, oldest first; None while nothing has
-            been overwritten, when past and chunk lie side by side in the buffer.
-        new_slots: slots that take the chunk's last tokens.
-        mask_CP: True where a query of the chunk may see a key of past plus chunk; None where it
-            may see all of them.
+    Slots are given on `device`.
     """
 
-    end: int
-    past_slots: Tensor | None
-    new_slots: Tensor
-    mask_CP: Tensor | None
+    blocks: Sequence[int]
+    first: int
+    size: int
+    device: torch.device
+
+    def slots(self, positions: range) -> list[int]:
+        """Give the slot of each of these positions."""
+        return list(chain(*(range(*span) for span in self._spans(positions))))
+
+    def runs(self, positions: range) -> list[Slots]:
+        """Give all slots of these positions: long runs as slices, the rest as one tensor."""
+        spans = self._spans(positions)
+        if len(spans) == 1:
+            return [slice(*spans[0])]
+        long = [span for span in spans if span[1] - span[0] >= MIN_RUN_TOKENS]
+        short = [range(*span) for span in spans if span[1] - span[0] < MIN_RUN_TOKENS]
+        runs: list[Slots] = [slice(*span) for span in long]
+        return [*runs, int64_tensor(chain(*short), self.device)] if short else runs
+
+    def one_run(self, positions: range) -> Slots:
+        """Give all slots of these positions, in their order, as one slice if they lie so."""
+        spans = self._spans(positions)
+        return (
+            slice(*spans[0])
+            if len(spans) == 1
+            else int64_tensor(self.slots(positions), self.device)
+        )
+
+    def _spans(self, positions: range) -> list[tuple[int, int]]:
+        """Slots side by side, as (first, past the last), in the order of the positions."""
+        begin, end = positions.start - self.first, positions.stop - self.first
+        spans: list[tuple[int, int]] = []
+        for index in range(begin // self.size, -(-end // self.size)):
+            slot = self.blocks[index] * self.size
+            first = slot + max(begin - index * self.size, 0)
+            last = slot + min(end - index * self.size, self.size)
+            if spans and spans[-1][1] == first:
+                first = spans.pop()[0]
+            spans.append((first, last))
+        return spans
 
 
-class KVCache:
-    """Keys and values of one sequence.
+class PagedCache:
+    """Keys and values of `num_blocks` blocks; memory is taken when a block is first written.
 
     Attributes:
-        num_tokens: positions written so far.
+        block_tokens: positions of one block.
+        device: where keys and values lie.
+        probe_block: one more block that no sequence is given.
     """
 
     def __init__(
-        self, config: ModelConfig, max_tokens: int, dtype: torch.dtype, device: torch.device
+        self,
+        config: ModelConfig,
+        num_blocks: int,
+        block_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
-        self.num_tokens = 0
-        self._num_slots = cache_slots(config, max_tokens)
-        self._window_tokens = config.window_tokens or max_tokens
-        shape = (config.num_layers, self._num_slots, config.num_kv_heads, config.head_dim)
-        self._keys_LSNH = torch.empty(shape, dtype=dtype, device=device)
-        self._values_LSNH = torch.empty(shape, dtype=dtype, device=device)
+        self.block_tokens = block_tokens
+        self.device = device
+        self.probe_block = num_blocks
+        num_slots = (num_blocks + 1) * block_tokens
+        shape = (config.num_layers, config.num_kv_heads, num_slots, config.head_dim)
+        self._keys_LNSH = torch.empty(shape, dtype=dtype, device=device)
+        self._values_LNSH = torch.empty(shape, dtype=dtype, device=device)
 
     @property
     def num_bytes(self) -> int:
-        """Memory of keys and values together."""
-        return self._keys_LSNH.nbytes + self._values_LSNH.nbytes
+        """Memory of keys and values together, once all of it is in use."""
+        return self._keys_LNSH.nbytes + self._values_LNSH.nbytes
 
-    def plan(self, num_new: int) -> ChunkPlan:
-        """Plan for the next `num_new` tokens."""
-        end = self.num_tokens + num_new
-        past = min(self.num_tokens, self._num_slots)
-        has_wrapped = end > self._num_slots
-        return ChunkPlan(
-            end,
-            self._slots(self.num_tokens - past, self.num_tokens) if has_wrapped else None,
-            self._slots(end - min(num_new, self._num_slots), end),
-            self._mask(past, num_new),
-        )
+    def table(self, blocks: Sequence[int], first_block: int) -> BlockList:
+        """Describe a sequence's blocks, of which the first is block `first_block` of it."""
+        first = first_block * self.block_tokens
+        return BlockList(blocks, first, self.block_tokens, self.device)
 
-    def extend(
-        self, layer: int, plan: ChunkPlan, keys_CNH: Tensor, values_CNH: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Write a chunk into `layer` and return the (P, N, H) keys and values its queries see."""
+    def copy(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """Copy blocks, (from, to), in every layer."""
+        for source, target in pairs:
+            for cache_LNSH in (self._keys_LNSH, self._values_LNSH):
+                cache_LNSH[:, :, self._block(target)] = cache_LNSH[:, :, self._block(source)]
+
+    def write(self, layer: int, slots_T: Tensor, keys_TNH: Tensor, values_TNH: Tensor) -> None:
+        """Store the step's keys and values."""
+        self._keys_LNSH[layer].index_copy_(1, slots_T, keys_TNH.transpose(0, 1))
+        self._values_LNSH[layer].index_copy_(1, slots_T, values_TNH.transpose(0, 1))
+
+    def gather(self, layer: int, slots_BP: Tensor) -> tuple[Tensor, Tensor]:
+        """Give copies of keys and values of several sequences, (B, N, P, H)."""
+        keys_NSH, values_NSH = self._keys_LNSH[layer], self._values_LNSH[layer]
+        slots, shape = slots_BP.flatten(), (len(keys_NSH), *slots_BP.shape, -1)
         return (
-            _extend(self._keys_LSNH[layer], plan, keys_CNH),
-            _extend(self._values_LSNH[layer], plan, values_CNH),
+            keys_NSH.index_select(1, slots).view(shape).transpose(0, 1),
+            values_NSH.index_select(1, slots).view(shape).transpose(0, 1),
         )
 
-    def advance(self, num_new: int) -> None:
-        """Count a chunk as written, after the last layer."""
-        self.num_tokens += num_new
+    def read(self, layer: int, slots: Slots) -> tuple[Tensor, Tensor]:
+        """Give keys and values of some slots, (N, slots, H): views for a slice, else copies."""
+        keys_NSH, values_NSH = self._keys_LNSH[layer], self._values_LNSH[layer]
+        if isinstance(slots, slice):
+            return keys_NSH[:, slots], values_NSH[:, slots]
+        return keys_NSH.index_select(1, slots), values_NSH.index_select(1, slots)
 
-    def _slots(self, first: int, end: int) -> Tensor:
-        return torch.arange(first, end, device=self._keys_LSNH.device) % self._num_slots
-
-    def _mask(self, past: int, num_new: int) -> Tensor | None:
-        """A query sees keys that are not after it and less than a window before it."""
-        if num_new == 1 and past < self._window_tokens:
-            return None
-        device = self._keys_LSNH.device
-        queries_C1 = torch.arange(past, past + num_new, device=device).unsqueeze(1)
-        age_CP = queries_C1 - torch.arange(past + num_new, device=device)
-        return (age_CP >= 0) & (age_CP < self._window_tokens)
+    def _block(self, block: int) -> slice:
+        return slice(block * self.block_tokens, (block + 1) * self.block_tokens)
 
 
-def cache_slots(config: ModelConfig, max_tokens: int) -> int:
-    """Slots that a sequence of at most `max_tokens` needs."""
-    return min(max_tokens, config.window_tokens or max_tokens)
-
-
-def _extend(buffer_SNH: Tensor, plan: ChunkPlan, chunk_CNH: Tensor) -> Tensor:
-    kept_CNH = chunk_CNH[-len(plan.new_slots) :]
-    if plan.past_slots is None:
-        buffer_SNH[plan.new_slots] = kept_CNH
-        return buffer_SNH[: plan.end]
-    seen_PNH = torch.cat((buffer_SNH[plan.past_slots], chunk_CNH))
-    buffer_SNH[plan.new_slots] = kept_CNH
-    return seen_PNH
+def int64_tensor(values: Iterable[int], device: torch.device) -> Tensor:
+    """Give whole numbers as a tensor; many times faster than `torch.tensor` for long lists."""
+    return torch.frombuffer(array("q", values), dtype=torch.int64).to(device)

@@ -1,11 +1,12 @@
 """The experts that one process holds, and their computation on rows sorted by expert."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 
-import torch
 from torch import Tensor
 
-from model.feed_forward import SwiGLU
+from model.checkpoint.load import Checkpoint, Progress
+from model.feed_forward import SwiGLU, compute_networks, swiglu
 
 # Letters: R rows sorted by expert, D model dimension.
 
@@ -25,12 +26,9 @@ class ExpertShard:
         """The logical experts held, ascending."""
         return tuple(sorted(self._networks))
 
-    def add(self, weights: Mapping[str, Tensor], layers: int, expert_ids: Iterable[int]) -> None:
-        """Take experts out of `weights`, by our names, in every layer."""
-        for expert_id in expert_ids:
-            self._networks[expert_id] = [
-                _network(weights, f"layers.{layer}.experts.{expert_id}") for layer in range(layers)
-            ]
+    def add(self, expert_id: int, networks: Iterable[SwiGLU]) -> None:
+        """Hold an expert as soon as the last of its networks, in order of layers, is there."""
+        self._networks[expert_id] = list(networks)
 
     def remove(self, expert_ids: Iterable[int]) -> None:
         """Drop experts in every layer."""
@@ -40,17 +38,54 @@ class ExpertShard:
     def compute_rows(
         self, layer: int, x_RD: Tensor, slices: Mapping[int, tuple[int, int]]
     ) -> Tensor:
-        """Run each expert on its slice of rows; one product per touched expert and matrix.
+        """Run each expert on its slice of rows.
 
         Raises:
             KeyError: an expert is not held here.
         """
-        y_RD = torch.empty_like(x_RD)
-        for expert_id, (first, end) in slices.items():
-            y_RD[first:end] = self._networks[expert_id][layer](x_RD[first:end])
-        return y_RD
+        held = self._networks
+        shares = ((held[id_][layer], first, end) for id_, (first, end) in slices.items())
+        return compute_networks(x_RD, shares)
 
 
-def _network(weights: Mapping[str, Tensor], prefix: str) -> SwiGLU:
-    w1, w2, w3 = (weights[f"{prefix}.{name}.weight"] for name in ("w1", "w2", "w3"))
-    return SwiGLU(w1, w2, w3)
+def load_experts(
+    checkpoint: Checkpoint,
+    expert_ids: Iterable[int],
+    dtype: str,
+    device: str = "cpu",
+    tile_rows: int | None = None,
+    progress: Progress | None = None,
+) -> Iterator[tuple[int, list[SwiGLU]]]:
+    """Prepare experts one after another; gives each with its networks in order of layers.
+
+    Of the stored weights no more than one network's are in memory at a time.
+
+    Args:
+        tile_rows: as for `swiglu`.
+        progress: told the stored bytes done and in all, after each network.
+    """
+    ids, num_layers = sorted(expert_ids), checkpoint.config.num_layers
+    groups = [_network_names(layer, expert_id) for expert_id in ids for layer in range(num_layers)]
+    networks = checkpoint.build(
+        lambda weights: swiglu(*weights.values(), tile_rows=tile_rows),
+        groups,
+        dtype,
+        device,
+        progress,
+    )
+    for expert_id in ids:
+        yield expert_id, list(islice(networks, num_layers))
+
+
+def networks_of(
+    weights: Mapping[str, Tensor], num_layers: int, expert_id: int, tile_rows: int | None = None
+) -> Iterator[SwiGLU]:
+    """Prepare one expert's networks, in order of layers, of weights by our names."""
+    for layer in range(num_layers):
+        names = _network_names(layer, expert_id)
+        yield swiglu(*(weights[name] for name in names), tile_rows=tile_rows)
+
+
+def _network_names(layer: int, expert_id: int) -> list[str]:
+    """Give our names of one network's matrices, in the order that `swiglu` takes them."""
+    return [f"layers.{layer}.experts.{expert_id}.{name}.weight" for name in ("w1", "w2", "w3")]

@@ -1,26 +1,80 @@
 """SwiGLU feed-forward (Shazeer 2020): one dense network, or a gate before a mixture of them."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.few_rows import FEW, Panels
+from model.linear import Linear, PanelLinear, prepare
 from routing.experts import ExpertCall, Forward
 from routing.gating import top_k_gating
 
-# Letters: T tokens, D model dimension, F hidden dimension, E experts.
+# Letters: T tokens, R rows, D model dimension, F hidden dimension, G gate and up (2F), E experts.
 
 
 @dataclass(frozen=True, slots=True)
 class SwiGLU:
-    """One network: `w1` (gate) and `w3` (up) are (F, D), `w2` (down) is (D, F)."""
+    """One network; made by `swiglu`.
 
-    w1: Tensor
-    w2: Tensor
-    w3: Tensor
+    Attributes:
+        gate_up: the gate (w1) and up (w3) products in one, (R, D) to (R, G).
+        activation: silu(gate) * up, (R, G) to (R, F).
+        down: w2, (R, F) to (R, D).
+        panels: how to compute all of it at once for few rows; None where that cannot be.
+    """
 
-    def __call__(self, x_TD: Tensor) -> Tensor:
-        return F.linear(F.silu(F.linear(x_TD, self.w1)) * F.linear(x_TD, self.w3), self.w2)
+    gate_up: Linear
+    activation: Callable[[Tensor], Tensor]
+    down: Linear
+    panels: Panels | None = None
+
+    def __call__(self, x_RD: Tensor) -> Tensor:
+        return self.down(self.activation(self.gate_up(x_RD)))
+
+
+def swiglu(w1: Tensor, w2: Tensor, w3: Tensor, *, tile_rows: int | None = None) -> SwiGLU:
+    """Prepare a network: `w1` (gate) and `w3` (up) are (F, D), `w2` (down) is (D, F).
+
+    Args:
+        tile_rows: make a row's bits depend on nothing but the row; see `model.linear`.
+    """
+    gate_up, down = prepare(w1, w3, tile_rows=tile_rows), prepare(w2, tile_rows=tile_rows)
+    panels = None
+    if isinstance(gate_up, PanelLinear) and isinstance(down, PanelLinear):
+        panels = Panels(gate_up.few, gate_up.address, down.address, hidden_dim=len(w1))
+    return SwiGLU(gate_up, _gated if tile_rows is None else _gated_by_row, down, panels)
+
+
+def compute_networks(x_RD: Tensor, networks: Iterable[tuple[SwiGLU, int, int]]) -> Tensor:
+    """Run each network on its rows, from the first up to the last; together they cover all."""
+    y_RD = torch.empty_like(x_RD)
+    few: list[tuple[Panels, int, int]] = []
+    for network, first, end in networks:
+        if network.panels is not None and end - first <= FEW:
+            few.append((network.panels, first, end))
+        else:
+            y_RD[first:end] = network(x_RD[first:end])
+    if few:
+        few[0][0].few.swiglu(x_RD, few, y_RD)
+    return y_RD
+
+
+def _gated(h_RG: Tensor) -> Tensor:
+    gate_RF, up_RF = h_RG.chunk(2, dim=-1)
+    return F.silu(gate_RF).mul_(up_RF)
+
+
+def _gated_by_row(h_RG: Tensor) -> Tensor:
+    """Do as `_gated`, with the same bits however many rows and threads there are.
+
+    PyTorch computes silu in vectors and what is left over one by one, with another last bit. Where
+    the left-over numbers lie depends on the shape and on the threads, but a row below 32,768
+    numbers is never parted among threads.
+    """
+    return torch.cat([_gated(row_1G) for row_1G in torch.split(h_RG, 1)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +90,11 @@ class DenseFeedForward:
 
 @dataclass(frozen=True, slots=True)
 class MoeFeedForward:
-    """A layer of Mixtral: `gate` (E, D) chooses, whoever drives the generator computes."""
+    """A layer of Mixtral: `gate` chooses, whoever drives the generator computes."""
 
-    gate: Tensor
+    gate: Linear
     top_k: int
 
     def forward(self, layer: int, x_TD: Tensor) -> Forward[Tensor]:
-        routes = top_k_gating(F.linear(x_TD, self.gate), self.top_k)
+        routes = top_k_gating(self.gate(x_TD), self.top_k)
         return (yield ExpertCall(layer, x_TD, routes))

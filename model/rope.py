@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Letters: T tokens, N heads, H dimensions of a head.
+from model.config import ModelConfig
+
+# Letters: P positions, T tokens, N heads, H dimensions of a head.
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +27,20 @@ class Rotation:
         return x_TNH * self.cos_T1H + torch.cat((-second, first), dim=-1) * self.sin_T1H
 
 
-def rotation_at(positions_T: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Rotation:
-    """Angles of `positions_T`: position * theta ** (-2i / head_dim), computed in float32."""
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64, device=positions_T.device)
-    frequencies = 1.0 / theta ** (exponents.float() / head_dim)
-    angles = positions_T.float().unsqueeze(-1) * frequencies
-    angles = torch.cat((angles, angles), dim=-1).unsqueeze(1)
-    return Rotation(angles.cos().to(dtype), angles.sin().to(dtype))
+class RotaryTable:
+    """The rotations of every position that a model knows, computed once."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+        """Angles are position * theta ** (-2i / head_dim), computed in float32."""
+        exponents = torch.arange(0, config.head_dim, 2, device=device).float()
+        frequencies = 1.0 / config.rope_theta ** (exponents / config.head_dim)
+        positions = torch.arange(config.context_tokens, device=device).float()
+        angles_PH = torch.outer(positions, frequencies).repeat(1, 2)
+        self._cos_PH = angles_PH.cos().to(dtype)
+        self._sin_PH = angles_PH.sin().to(dtype)
+
+    def at(self, positions_T: Tensor) -> Rotation:
+        """Look up the rotations of a step's positions."""
+        return Rotation(
+            self._cos_PH[positions_T].unsqueeze(1), self._sin_PH[positions_T].unsqueeze(1)
+        )

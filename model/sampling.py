@@ -10,11 +10,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.sampling_params import SamplingParams
+from model.drawing import draw
+from model.logit_rules import add_biases, penalise_counts, penalise_repetition
+from model.sampling_params import MAX_LOGPROBS, SamplingParams
 
-# Letters: B sequences, V vocabulary.
+# Letters: B sequences, R those of them that ask for log-probabilities, V vocabulary.
 
 _MASK_64 = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRow:
+    """Whose next token a row of logits is.
+
+    Attributes:
+        position: the position that the new token takes in its sequence.
+        prompt_ids, output_ids: what penalties count; read only if the request has any.
+    """
+
+    params: SamplingParams
+    position: int
+    prompt_ids: Sequence[int]
+    output_ids: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +43,22 @@ class Sample:
     top_logprobs: tuple[tuple[int, float], ...]
 
 
-def sample(
-    logits_BV: Tensor, params: Sequence[SamplingParams], positions: Sequence[int]
-) -> list[Sample]:
-    """Choose one token for each row of float32 logits.
+def sample(logits_BV: Tensor, rows: Sequence[SampleRow]) -> list[Sample]:
+    """Choose one token for each row of float32 logits; a row's does not depend on the others.
 
-    Args:
-        positions: the position that each new token takes in its sequence.
+    Logit bias, then repetition, frequency and presence penalty, then temperature, as vLLM's V1
+    sampler orders them; then top-k, top-p, min-p, as vLLM's first engine and Transformers do. vLLM
+    V1 has min-p before top-k, which differs only where top-p is set too.
     """
-    greedy_ids = logits_BV.argmax(dim=-1).tolist()
-    return [
-        _sample_row(logits_BV[row], greedy_ids[row], params[row], positions[row])
-        for row in range(len(params))
-    ]
+    token_ids = _choose(logits_BV, rows)
+    samples = [Sample(token_id, None, ()) for token_id in token_ids]
+    asking = [index for index, row in enumerate(rows) if row.params.num_logprobs is not None]
+    if asking:
+        num_top = [rows[index].params.num_logprobs or 0 for index in asking]
+        told = _with_logprobs(logits_BV[asking], [token_ids[index] for index in asking], num_top)
+        for index, told_sample in zip(asking, told, strict=True):
+            samples[index] = told_sample
+    return samples
 
 
 def uniform(seed: int, position: int) -> float:
@@ -49,28 +69,67 @@ def uniform(seed: int, position: int) -> float:
     return ((state ^ (state >> 31)) >> 11) / 2**53
 
 
-def _sample_row(logits_V: Tensor, greedy_id: int, params: SamplingParams, position: int) -> Sample:
-    token_id = greedy_id
-    if params.temperature > 0:
-        token_id = _draw(logits_V, params, uniform(params.seed, position))
-    if params.num_logprobs is None:
-        return Sample(token_id, None, ())
-    logprobs_V = torch.log_softmax(logits_V, dim=-1)
-    top = logprobs_V.topk(min(params.num_logprobs, len(logprobs_V)))
-    return Sample(
-        token_id,
-        float(logprobs_V[token_id]),
-        tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True)),
+def _choose(logits_BV: Tensor, rows: Sequence[SampleRow]) -> list[int]:
+    if any(row.params.changes_logits for row in rows):
+        logits_BV = _change(logits_BV, rows)
+    drawn = [index for index, row in enumerate(rows) if row.params.temperature > 0]
+    if not drawn:
+        return _likeliest(logits_BV)
+    params = [rows[index].params for index in drawn]
+    numbers = [uniform(rows[index].params.seed, rows[index].position) for index in drawn]
+    drawn_ids = draw(logits_BV[drawn], params, numbers)
+    if len(drawn) == len(rows):
+        return drawn_ids
+    token_ids = _likeliest(logits_BV)
+    for index, token_id in zip(drawn, drawn_ids, strict=True):
+        token_ids[index] = token_id
+    return token_ids
+
+
+def _likeliest(logits_BV: Tensor) -> list[int]:
+    ids: list[int] = logits_BV.argmax(dim=-1).tolist()
+    return ids
+
+
+def _change(logits_BV: Tensor, rows: Sequence[SampleRow]) -> Tensor:
+    """Apply the rows' biases and penalties to a copy, in float64."""
+    logits_BV = logits_BV.double()
+    params = [row.params for row in rows]
+    add_biases(logits_BV, [each.logit_bias for each in params])
+    penalise_repetition(
+        logits_BV,
+        [[*row.prompt_ids, *row.output_ids] if _is_repetition_set(row) else () for row in rows],
+        [each.repetition_penalty for each in params],
     )
+    penalise_counts(
+        logits_BV,
+        [row.output_ids if _is_count_set(row) else () for row in rows],
+        [each.frequency_penalty for each in params],
+        [each.presence_penalty for each in params],
+    )
+    return logits_BV
 
 
-def _draw(logits_V: Tensor, params: SamplingParams, number: float) -> int:
-    """Invert the cumulative distribution of the nucleus (Holtzman et al. 2020) at `number`."""
-    scaled_V = (logits_V.double() - logits_V.max()) / params.temperature
-    probabilities_V, ids_V = torch.softmax(scaled_V, dim=-1).sort(descending=True, stable=True)
-    cumulative_V = probabilities_V.cumsum(dim=-1)
-    nucleus = int((cumulative_V < params.top_p).sum()) + 1
-    nucleus = min(nucleus, len(ids_V))
-    target = number * float(cumulative_V[nucleus - 1])
-    index = int(torch.searchsorted(cumulative_V[:nucleus], target, right=True))
-    return int(ids_V[min(index, nucleus - 1)])
+def _is_repetition_set(row: SampleRow) -> bool:
+    return row.params.repetition_penalty != 1.0
+
+
+def _is_count_set(row: SampleRow) -> bool:
+    return row.params.frequency_penalty != 0.0 or row.params.presence_penalty != 0.0
+
+
+def _with_logprobs(
+    logits_RV: Tensor, token_ids: Sequence[int], num_top: Sequence[int]
+) -> list[Sample]:
+    logprobs_RV = torch.log_softmax(logits_RV, dim=-1)
+    id_R1 = torch.tensor(token_ids, device=logits_RV.device)[:, None]
+    chosen_R = logprobs_RV.gather(-1, id_R1).squeeze(-1).tolist()
+    # As many for every row: equal values could come in another order if a neighbour asked for more.
+    top = logprobs_RV.topk(min(MAX_LOGPROBS, logits_RV.shape[-1]))
+    alternatives = zip(num_top, top.indices.tolist(), top.values.tolist(), strict=True)
+    return [
+        Sample(token_id, logprob, tuple(zip(ids[:num], logprobs[:num], strict=True)))
+        for token_id, logprob, (num, ids, logprobs) in zip(
+            token_ids, chosen_R, alternatives, strict=True
+        )
+    ]

@@ -12,11 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.attention import Attention
+from model.attention_plan import AttentionPlanner, ByChunk, ByToken
 from model.batch import ForwardBatch
+from model.cache import PagedCache
 from model.config import ModelConfig
-from model.feed_forward import DenseFeedForward, MoeFeedForward, SwiGLU
+from model.feed_forward import DenseFeedForward, MoeFeedForward, swiglu
+from model.linear import TILE_ROWS, prepare
 from model.norm import rms_norm
-from model.rope import rotation_at
+from model.rope import RotaryTable
 from routing.experts import Forward
 
 # Letters: T tokens of the step, D model dimension, V vocabulary, B rows of logits.
@@ -35,18 +38,32 @@ class Block:
 class Transformer:
     """The router's share of a model.
 
+    Attributes:
+        planner: how a step's attention is to be parted into groups.
+
     Args:
         weights: by our names (`model.checkpoint.names`); experts are not among them.
+        is_deterministic: a token's logits depend, to the bit, on its sequence alone.
     """
 
-    def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, config: ModelConfig, weights: Mapping[str, Tensor], is_deterministic: bool = False
+    ) -> None:
         self.config = config
         self._embeddings_VD = weights["tok_embeddings.weight"]
         self._norm_D = weights["norm.weight"]
-        self._output_VD = (
-            self._embeddings_VD if config.tied_embeddings else weights["output.weight"]
+        output_VD = self._embeddings_VD if config.tied_embeddings else weights["output.weight"]
+        tile_rows = TILE_ROWS if is_deterministic else None
+        self._output = prepare(output_VD, tile_rows=tile_rows)
+        self._rotary = RotaryTable(config, self.dtype, self.device)
+        self._blocks = [
+            _block(config, weights, layer, tile_rows) for layer in range(config.num_layers)
+        ]
+        self.planner: AttentionPlanner = (
+            ByToken(config.window_tokens)
+            if is_deterministic
+            else ByChunk(config.window_tokens, self.device)
         )
-        self._blocks = [_block(config, weights, layer) for layer in range(config.num_layers)]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -58,36 +75,42 @@ class Transformer:
         """Where weights and caches live."""
         return self._embeddings_VD.device
 
-    def forward(self, batch: ForwardBatch) -> Forward[Tensor]:
+    def forward(self, batch: ForwardBatch, cache: PagedCache) -> Forward[Tensor]:
         """Run one step; yields each layer's expert call, returns (B, V) float32 logits."""
         config = self.config
         x_TD = F.embedding(batch.token_ids_T, self._embeddings_VD)
-        rotation = rotation_at(batch.positions_T, config.head_dim, config.rope_theta, x_TD.dtype)
+        rotation = self._rotary.at(batch.positions_T)
         for layer, block in enumerate(self._blocks):
             h_TD = rms_norm(x_TD, block.attention_norm, config.norm_eps)
-            x_TD = x_TD + block.attention.forward(layer, h_TD, rotation, batch)
+            x_TD = x_TD + block.attention.forward(layer, h_TD, rotation, batch, cache)
             h_TD = rms_norm(x_TD, block.ffn_norm, config.norm_eps)
             x_TD = x_TD + (yield from block.feed_forward.forward(layer, h_TD))
-        for chunk in batch.chunks:
-            chunk.cache.advance(chunk.end - chunk.first)
         h_BD = rms_norm(x_TD[batch.logit_rows_B], self._norm_D, config.norm_eps)
-        return F.linear(h_BD, self._output_VD).float()
+        return self._output(h_BD).float()
 
 
-def _block(config: ModelConfig, weights: Mapping[str, Tensor], layer: int) -> Block:
+def _block(
+    config: ModelConfig, weights: Mapping[str, Tensor], layer: int, tile_rows: int | None
+) -> Block:
     def weight(name: str) -> Tensor:
         return weights[f"layers.{layer}.{name}.weight"]
 
     wq, wk, wv, wo = (weight(f"attention.{name}") for name in ("wq", "wk", "wv", "wo"))
     feed_forward: DenseFeedForward | MoeFeedForward
     if config.is_moe:
-        feed_forward = MoeFeedForward(weight("gate"), config.top_k)
+        feed_forward = MoeFeedForward(prepare(weight("gate"), tile_rows=tile_rows), config.top_k)
     else:
         w1, w2, w3 = (weight(f"feed_forward.{name}") for name in ("w1", "w2", "w3"))
-        feed_forward = DenseFeedForward(SwiGLU(w1, w2, w3))
+        feed_forward = DenseFeedForward(swiglu(w1, w2, w3, tile_rows=tile_rows))
     return Block(
         weight("attention_norm"),
-        Attention(wq, wk, wv, wo, config.head_dim),
+        Attention(
+            prepare(wq, wk, wv, tile_rows=tile_rows),
+            prepare(wo, tile_rows=tile_rows),
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+        ),
         weight("ffn_norm"),
         feed_forward,
     )

@@ -6,7 +6,6 @@ is one matrix product, and a host's share of the rows is a list of slices.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from routing.gating import Routes
@@ -23,16 +22,19 @@ class DispatchPlan:
         row of (token, choice), flat   0:(0, e2)  1:(0, e0)  2:(1, e0)  3:(1, e1)
         order_R  (sorted by expert)    [1, 2, 3, 0]
         tokens_R (order_R // K)        [0, 1, 1, 0]
+        places_R (order_R inverted)    [3, 0, 1, 2]
         slices                         {0: (0, 2), 1: (2, 3), 2: (3, 4)}
 
     Attributes:
         order_R: for each sorted row, its place in the flat (token, choice) order; int64.
         tokens_R: for each sorted row, its token; int64.
+        places_R: for each place in the flat order, its sorted row; int64.
         slices: (first, past the last) sorted row of each expert that has any, by expert id.
     """
 
     order_R: Tensor
     tokens_R: Tensor
+    places_R: Tensor
     slices: dict[int, tuple[int, int]]
 
     def dispatch(self, x_TD: Tensor) -> Tensor:
@@ -45,10 +47,8 @@ class DispatchPlan:
         The sum runs over a token's choices in their own order, never in the order in which hosts
         answer, so it does not depend on where the experts sit.
         """
-        num_tokens, top_k = weights_TK.shape
-        flat_RD = torch.empty_like(rows_RD)
-        flat_RD[self.order_R] = rows_RD
-        choices_TKD = flat_RD.view(num_tokens, top_k, -1).float()
+        choices_TKD = rows_RD.index_select(0, self.places_R).view(*weights_TK.shape, -1)
+        # The product with float32 weights is in float32 whatever the rows are.
         return (choices_TKD * weights_TK.unsqueeze(-1)).sum(dim=1).to(rows_RD.dtype)
 
 
@@ -62,4 +62,5 @@ def plan_dispatch(routes: Routes) -> DispatchPlan:
         if num_rows:
             slices[expert_id] = (first, first + num_rows)
         first += num_rows
-    return DispatchPlan(order_R, order_R // routes.expert_ids_TK.shape[1], slices)
+    tokens_R = order_R // routes.expert_ids_TK.shape[1]
+    return DispatchPlan(order_R, tokens_R, order_R.argsort(), slices)

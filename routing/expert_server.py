@@ -71,8 +71,8 @@ class ExpertServer:
         self._limits = limits or ServerLimits()
         self._sweep_at_s = 0.0
         self._connections: set[Connection] = set()
-        self._listeners = _listen(addresses, self._limits.max_connections)
-        self.addresses = tuple(_address_of(listener) for listener in self._listeners)
+        self._listeners = listen(addresses, self._limits.max_connections)
+        self.addresses = tuple(address_of(listener) for listener in self._listeners)
         self._selector = selectors.DefaultSelector()
         self._wake_up, self._wake = socket.socketpair()
         for sock in (self._wake_up, *self._listeners):
@@ -226,8 +226,8 @@ def local_addresses(node_ip: str) -> list[str]:
     return [*unix, f"tcp:{node_ip}:0"]
 
 
-def _listen(addresses: Sequence[str], backlog: int) -> list[socket.socket]:
-    """Listen at every address, or at none of them."""
+def listen(addresses: Sequence[str], backlog: int) -> list[socket.socket]:
+    """Listen at every address, or at none of them; port 0 takes any free port."""
     listeners: list[socket.socket] = []
     try:
         for address in addresses:
@@ -243,7 +243,8 @@ def _listen(addresses: Sequence[str], backlog: int) -> list[socket.socket]:
     return listeners
 
 
-def _address_of(listener: socket.socket) -> str:
+def address_of(listener: socket.socket) -> str:
+    """Where a socket really listens."""
     name = listener.getsockname()
     if listener.family == socket.AF_UNIX:
         return f"unix:{name[1:].decode()}"

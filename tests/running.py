@@ -1,14 +1,15 @@
 """Running a model in one process, for tests: build it, prefill it, decode greedily."""
 
+import random
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from model.batch import Chunk, pack
-from model.cache import KVCache
+from model.cache import PagedCache
 from model.config import ModelConfig
-from model.experts import ExpertShard
+from model.experts import ExpertShard, networks_of
 from model.transformer import Transformer
 from routing.experts import Experts, LocalExperts, drive
 
@@ -26,21 +27,34 @@ def shard_of(
     """A shard with some of the experts, or all of them."""
     shard = ExpertShard()
     wanted = range(config.num_experts) if expert_ids is None else expert_ids
-    shard.add(tensors, config.num_layers, wanted)
+    for expert_id in wanted:
+        shard.add(expert_id, networks_of(tensors, config.num_layers, expert_id))
     return shard
 
 
-def new_cache(config: ModelConfig, max_tokens: int) -> KVCache:
-    return KVCache(config, max_tokens, torch.float32, CPU)
+class OneSequence:
+    """A cache that one sequence has for itself, in blocks that lie every which way."""
+
+    def __init__(self, config: ModelConfig, max_tokens: int, block_tokens: int = 8) -> None:
+        num_blocks = -(-max_tokens // block_tokens)
+        self.cache = PagedCache(config, num_blocks, block_tokens, torch.float32, CPU)
+        self.blocks = random.Random(max_tokens).sample(range(num_blocks), num_blocks)
+        self.num_tokens = 0
+
+
+def new_cache(config: ModelConfig, max_tokens: int) -> OneSequence:
+    return OneSequence(config, max_tokens)
 
 
 @torch.inference_mode()
 def logits_of(
-    transformer: Transformer, experts: Experts, cache: KVCache, token_ids: list[int]
+    transformer: Transformer, experts: Experts, sequence: OneSequence, token_ids: list[int]
 ) -> Tensor:
-    """Extend `cache` by one chunk; logits of all its positions, (T, V)."""
-    batch = pack([Chunk(cache, token_ids)], CPU, all_logits=True)
-    [logits_TV] = drive([transformer.forward(batch)], experts)
+    """Extend the sequence by one chunk; logits of all its positions, (T, V)."""
+    chunk = Chunk(token_ids, sequence.num_tokens, sequence.blocks)
+    batch = pack([chunk], sequence.cache, transformer.planner, all_logits=True)
+    [logits_TV] = drive([transformer.forward(batch, sequence.cache)], experts)
+    sequence.num_tokens += len(token_ids)
     return logits_TV
 
 

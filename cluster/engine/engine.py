@@ -8,6 +8,7 @@ nobody serves ends all requests of the step, since nearly all would need it soon
 
 import logging
 import queue
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -15,12 +16,13 @@ from typing import Protocol, TypeVar
 
 from cluster.config import EngineConfig
 from cluster.engine.model_runner import ModelRunner
+from cluster.engine.pace import Pace
 from cluster.engine.request import GenerateRequest, TokenEvent
-from cluster.engine.scheduler import ScheduledChunk, Scheduler, Sequence
+from cluster.engine.scheduler import Scheduler
+from cluster.engine.sequence import ScheduledChunk, ScheduledStep, Sequence
 from cluster.errors import ClusterError, EngineStopped, RequestFailed
 from model.batch import Chunk
-from model.cache import KVCache
-from model.sampling import Sample, sample
+from model.sampling import Sample, SampleRow, sample
 from routing.errors import ExpertUnavailable
 
 logger = logging.getLogger(__name__)
@@ -40,30 +42,38 @@ class Listener(Protocol):
 
 @dataclass(slots=True)
 class _Active:
-    """A request in the engine: its sequence, its cache once it runs, and who listens."""
+    """A request in the engine: its sequence and who listens."""
 
     sequence: Sequence
     listener: Listener
-    cache: KVCache | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A snapshot for `status`."""
+    """A snapshot for `status`; the last two count since the start."""
 
     num_running: int
     num_waiting: int
     kv_tokens_used: int
     kv_tokens: int
+    num_preempted: int
+    num_reused_tokens: int
 
 
 class Engine:
     """Mutable state: the scheduler's queues and `_active`, touched by the engine's thread alone."""
 
-    def __init__(self, runner: ModelRunner, config: EngineConfig) -> None:
+    def __init__(
+        self,
+        runner: ModelRunner,
+        config: EngineConfig,
+        now_s: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._runner = runner
         self._config = config
-        self._scheduler = Scheduler(config, runner.slots_for)
+        self._now_s = now_s
+        self._scheduler = Scheduler(config, runner.config.window_tokens)
+        self._pace = Pace(config.step_tokens)
         self._active: dict[str, _Active] = {}
         self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._is_stopping = False
@@ -92,9 +102,11 @@ class Engine:
         """Counts at this moment; may be a step old."""
         return EngineStats(
             num_running=len(self._scheduler.running),
-            num_waiting=len(self._scheduler.waiting),
+            num_waiting=self._scheduler.num_waiting,
             kv_tokens_used=self._scheduler.kv_tokens_used,
-            kv_tokens=self._config.kv_tokens,
+            kv_tokens=self._config.num_blocks * self._config.block_tokens,
+            num_preempted=self._scheduler.num_preempted,
+            num_reused_tokens=self._scheduler.num_reused_tokens,
         )
 
     def run(self) -> None:
@@ -109,20 +121,22 @@ class Engine:
     def step(self) -> None:
         """Run one step, if any request has work to do."""
         self._read_inbox(is_idle=False)
-        chunks = self._scheduler.schedule()
-        if not chunks:
+        step = self._scheduler.schedule(self._pace)
+        if not step.chunks:
             return
         self._num_steps += 1
+        started_s = self._now_s()
         try:
-            samples = self._compute(chunks)
+            samples = self._compute(step)
         except ExpertUnavailable as error:
-            for chunk in chunks:
+            for chunk in step.chunks:
                 self._fail(chunk.sequence.request.request_id, error)
         except Exception:  # a fault of one request must not end the others
-            logger.exception("step=%d sequences=%d: step failed", self._num_steps, len(chunks))
-            self._isolate(chunks)
+            logger.exception("step=%d sequences=%d: step failed", self._num_steps, len(step.chunks))
+            self._isolate(step.chunks)
         else:
-            self._deliver(chunks, samples)
+            self._pace.observe(step.num_decodes, step.num_prompt_tokens, self._now_s() - started_s)
+            self._deliver(step, samples)
 
     def _submit(self, action: Callable[[], object]) -> None:
         """Have an action run between two steps; after the last one, at once and in vain."""
@@ -167,33 +181,22 @@ class Engine:
         if active is not None:
             _tell(active.listener.failed, error)
 
-    def _compute(self, chunks: list[ScheduledChunk]) -> list[Sample]:
+    def _compute(self, step: ScheduledStep) -> list[Sample]:
         """Forward and sample; one sample for each chunk that is its sequence's last."""
-        logits_BV = self._runner.run(
-            [Chunk(self._cache(chunk.sequence), chunk.token_ids) for chunk in chunks]
-        )
-        rows = [row for row, chunk in enumerate(chunks) if chunk.is_last]
-        sequences = [chunks[row].sequence for row in rows]
-        sampled_BV = logits_BV[rows]
-        if not bool(sampled_BV.isfinite().all()):
+        chunks = [_model_chunk(chunk) for chunk in step.chunks]
+        logits_BV = self._runner.run(chunks, step.copies)
+        # Those of every chunk, since what a chunk has put into the cache is reused by others.
+        if not bool(logits_BV.isfinite().all()):
             raise ArithmeticError("logits are not finite")
-        return sample(
-            sampled_BV,
-            [sequence.request.params for sequence in sequences],
-            [len(sequence.token_ids) for sequence in sequences],
-        )
+        last = [row for row, chunk in enumerate(step.chunks) if chunk.is_last]
+        if len(last) < len(chunks):
+            logits_BV = logits_BV[last]
+        return sample(logits_BV, [_sample_row(step.chunks[row].sequence) for row in last])
 
-    def _cache(self, sequence: Sequence) -> KVCache:
-        active = self._active[sequence.request.request_id]
-        if active.cache is None:
-            active.cache = self._runner.new_cache(sequence.request.max_total_tokens)
-        return active.cache
-
-    def _deliver(self, chunks: list[ScheduledChunk], samples: list[Sample]) -> None:
+    def _deliver(self, step: ScheduledStep, samples: list[Sample]) -> None:
         """Count the step as computed and hand out its tokens."""
-        sampled = [chunk.sequence for chunk in chunks if chunk.is_last]
-        for chunk in chunks:
-            chunk.sequence.num_computed += chunk.num_tokens
+        sampled = [chunk.sequence for chunk in step.chunks if chunk.is_last]
+        self._scheduler.commit(step)
         for sequence, token in zip(sampled, samples, strict=True):
             sequence.is_suspect = False
             self._emit(sequence, token)
@@ -214,9 +217,22 @@ class Engine:
             if len(chunks) == 1:
                 self._fail(sequence.request.request_id, RequestFailed("internal error"))
             else:
-                sequence.is_suspect = True
-                sequence.num_computed = 0
-                self._active[sequence.request.request_id].cache = None
+                self._scheduler.restart(sequence)
+
+
+def _model_chunk(chunk: ScheduledChunk) -> Chunk:
+    table = chunk.sequence.table
+    return Chunk(chunk.token_ids, chunk.sequence.num_computed, table.blocks, table.first)
+
+
+def _sample_row(sequence: Sequence) -> SampleRow:
+    num_prompt = len(sequence.request.prompt_ids)
+    return SampleRow(
+        params=sequence.request.params,
+        position=len(sequence.token_ids),
+        prompt_ids=sequence.request.prompt_ids,
+        output_ids=sequence.token_ids[num_prompt:],
+    )
 
 
 def _tell(hear: Callable[[Told], None], told: Told) -> None:

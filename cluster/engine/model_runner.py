@@ -1,14 +1,15 @@
-"""One forward pass on the device: the model, its caches, and whoever computes its experts."""
+"""One forward pass on the device: the model, its cache, and whoever computes its experts."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from cluster.config import EngineConfig
 from model.batch import Chunk, pack
-from model.cache import KVCache, cache_slots
+from model.cache import PagedCache
 from model.transformer import Transformer
-from routing.experts import ExpertCall, Experts, PendingCall, drive
+from routing.experts import ExpertCall, Experts, Forward, PendingCall, drive
 from routing.gating import Routes
 
 # Letters: B chunks, V vocabulary, T tokens, E experts, D model dimension.
@@ -17,31 +18,32 @@ PROBE_TOKEN_ID = 1
 
 
 class ModelRunner:
-    """A transformer and the experts that its forward passes are driven with."""
+    """A transformer, its KV cache, and the experts that its forward passes are driven with."""
 
-    def __init__(self, transformer: Transformer, experts: Experts, num_micro_batches: int) -> None:
+    def __init__(self, transformer: Transformer, experts: Experts, config: EngineConfig) -> None:
         self.config = transformer.config
         self._transformer = transformer
         self._experts = experts
-        self._num_micro_batches = num_micro_batches
-
-    def slots_for(self, max_tokens: int) -> int:
-        """Cache slots of a sequence of at most `max_tokens`."""
-        return cache_slots(self.config, max_tokens)
-
-    def new_cache(self, max_tokens: int) -> KVCache:
-        """An empty cache for a sequence of at most `max_tokens`."""
-        return KVCache(self.config, max_tokens, self._transformer.dtype, self._transformer.device)
+        self._num_micro_batches = config.num_micro_batches
+        self._cache = PagedCache(
+            transformer.config,
+            config.num_blocks,
+            config.block_tokens,
+            transformer.dtype,
+            transformer.device,
+        )
 
     @torch.inference_mode()
-    def run(self, chunks: Sequence[Chunk]) -> Tensor:
-        """Compute the chunks, in micro-batches; (B, V) logits of each chunk's last token."""
+    def run(self, chunks: Sequence[Chunk], copies: Sequence[tuple[int, int]] = ()) -> Tensor:
+        """Compute the chunks, in micro-batches; (B, V) logits of each chunk's last token.
+
+        Args:
+            copies: blocks of the cache to copy first, (from, to).
+        """
+        self._cache.copy(copies)
         size = -(-len(chunks) // self._num_micro_batches)
         parts = [chunks[first : first + size] for first in range(0, len(chunks), size)]
-        forwards = [
-            self._transformer.forward(pack(part, self._transformer.device)) for part in parts
-        ]
-        return torch.cat(drive(forwards, self._experts))
+        return torch.cat(drive([self._forward(part) for part in parts], self._experts))
 
     @torch.inference_mode()
     def probe(self) -> None:
@@ -51,10 +53,14 @@ class ModelRunner:
             ExpertUnavailable: an expert does not answer.
             ArithmeticError: some output is not finite.
         """
-        batch = pack([Chunk(self.new_cache(1), [PROBE_TOKEN_ID])], self._transformer.device)
+        chunk = Chunk([PROBE_TOKEN_ID], 0, [self._cache.probe_block])
         experts = _EveryExpert(self._experts, self.config.num_experts)
-        [logits_1V] = drive([self._transformer.forward(batch)], experts)
+        [logits_1V] = drive([self._forward([chunk])], experts)
         _check_finite(logits_1V, "logits")
+
+    def _forward(self, chunks: Sequence[Chunk]) -> Forward[Tensor]:
+        batch = pack(chunks, self._cache, self._transformer.planner)
+        return self._transformer.forward(batch, self._cache)
 
 
 class _EveryExpert:

@@ -16,12 +16,16 @@ class GenerateRequest:
         prompt_ids: the prompt, with the beginning-of-sequence id if the model wants one.
         output_ids: ids generated before, on a router that was lost; generation goes on after them
             and they count towards `params.max_tokens`.
+        priority: lower ones run first, equal ones in the order in which they came.
+        cache_salt: requests share what they have computed of a prompt with those of equal salt.
     """
 
     request_id: str
     prompt_ids: tuple[int, ...]
     params: SamplingParams
     output_ids: tuple[int, ...] = field(default=())
+    priority: int = 0
+    cache_salt: str = ""
 
     def __post_init__(self) -> None:
         assert self.prompt_ids, self.request_id

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from starlette.requests import Request
 
 from deploy.api.errors import BodyTooLarge, InvalidRequest, UnsupportedBody
-from deploy.api.fields import IDS_TAG, TEXT_TAG
+from deploy.api.fields import IDS_TAG, KEY_STEP, TEXT_TAG
 from deploy.api.schemas import IGNORED_FIELDS, UNSUPPORTED_FIELDS, StrictModel
 
 MAX_BODY_BYTES = 8 * 2**20
@@ -167,6 +167,6 @@ def _path(loc: tuple[int | str, ...]) -> str:
             path += f"[{step}]"
         elif not path:
             path = step
-        elif step not in (TEXT_TAG, IDS_TAG):
+        elif step not in (TEXT_TAG, IDS_TAG, KEY_STEP):
             path += f".{step}"
     return path

@@ -6,12 +6,21 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from model.config import MAX_CONTEXT_TOKENS
-from model.sampling_params import MAX_SEED
+from model.sampling_params import (
+    MAX_BIAS,
+    MAX_BIASES,
+    MAX_PENALTY,
+    MAX_REPETITION_PENALTY,
+    MAX_SEED,
+    MIN_REPETITION_PENALTY,
+)
 
 MAX_PARTS = 1_024
 MAX_PROMPTS = 128
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
+MAX_PRIORITY = 1_000
+MAX_SALT_CHARS = 128
 
 # What stands between the text parts of one message, as in mistral-common.
 PART_SEPARATOR = "\n\n"
@@ -93,9 +102,22 @@ Text = Annotated[str, BeforeValidator(_join_parts), WithJsonSchema(CONTENT_SCHEM
 TokenId = Annotated[int, Field(ge=0)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_CONTEXT_TOKENS)]
 TEXT_TAG, IDS_TAG = "<text>", "<ids>"
+# What pydantic puts after a key that is wrong itself.
+KEY_STEP = "[key]"
 Prompt = Annotated[
     Annotated[str, Tag(TEXT_TAG)] | Annotated[TokenIds, Tag(IDS_TAG)],
     Discriminator(lambda value: TEXT_TAG if isinstance(value, str) else IDS_TAG),
 ]
 MaxTokens = Annotated[int, Field(ge=1, le=MAX_CONTEXT_TOKENS)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+# Both 0 and -1 are off, as in vLLM.
+TopK = Annotated[int, Field(ge=-1)]
+Penalty = Annotated[float, Field(ge=-MAX_PENALTY, le=MAX_PENALTY)]
+RepetitionPenalty = Annotated[float, Field(ge=MIN_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY)]
+TokenIdText = Annotated[str, Field(pattern="^(0|[1-9][0-9]{0,9})$")]
+LogitBias = Annotated[
+    dict[TokenIdText, Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]],
+    Field(max_length=MAX_BIASES),
+]
+Priority = Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)]
+CacheSalt = Annotated[str, Field(min_length=1, max_length=MAX_SALT_CHARS)]

@@ -94,6 +94,11 @@ async def collect(deltas: AsyncGenerator[Delta, None], num_choices: int) -> list
 
 async def merge(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
     """Give the items of several streams as they come; close all when one fails."""
+    if len(streams) == 1:  # most requests: no task for each item
+        async with aclosing(streams[0]) as only:
+            async for item in only:
+                yield item
+        return
     waiting = {asyncio.create_task(_next(stream)): stream for stream in streams}
     try:
         while waiting:
@@ -126,6 +131,8 @@ async def _stream_choice(
         request_id=f"{request_id}-{choice.index}",
         prompt_ids=choice.prompt_ids,
         params=choice.params,
+        priority=choice.priority,
+        cache_salt=choice.cache_salt,
     )
     async with aclosing(service.backend.stream(request)) as batches:
         async for events in batches:

@@ -36,6 +36,8 @@ class Choice:
     params: SamplingParams
     stop: tuple[str, ...]
     continues: bool
+    priority: int
+    cache_salt: str
 
 
 def check_model(service: ApiService, name: str) -> None:
@@ -55,6 +57,7 @@ async def chat_choices(service: ApiService, request: ChatRequest) -> list[Choice
         ModelNotFound, PromptError, InvalidRequest: it cannot be served; names the field.
     """
     check_model(service, request.model)
+    _check_biases(service, request)
     num_bytes = sum(len(message.content.encode()) for message in request.messages)
     _check_length(service, num_bytes, "messages")
     messages = [message.to_chat_message() for message in request.messages]
@@ -71,6 +74,7 @@ async def completion_choices(service: ApiService, request: CompletionRequest) ->
         ModelNotFound, PromptError, InvalidRequest: it cannot be served; names the field.
     """
     check_model(service, request.model)
+    _check_biases(service, request)
     if request.n * len(request.prompt) > MAX_PROMPTS:
         raise InvalidRequest(
             f"n: {request.n} choices of {len(request.prompt)} prompts; "
@@ -90,13 +94,19 @@ async def _prompt_ids(service: ApiService, prompt: str | list[int]) -> list[int]
         num_bytes = len(prompt.encode())
         _check_length(service, num_bytes, "prompt")
         return await _encode(num_bytes, lambda: service.tokenizer.encode(prompt, bos=True))
-    if max(prompt) >= service.config.vocab_size:
-        raise InvalidRequest(
-            f"prompt: token id {max(prompt)}, want ids below {service.config.vocab_size}",
-            "prompt",
-            "invalid_value",
-        )
+    _check_id(service, max(prompt), "prompt")
     return prompt
+
+
+def _check_biases(service: ApiService, request: GenerationRequest) -> None:
+    _check_id(service, max(map(int, request.logit_bias), default=0), "logit_bias")
+
+
+def _check_id(service: ApiService, token_id: int, param: str) -> None:
+    vocab_size = service.config.vocab_size
+    if token_id >= vocab_size:
+        message = f"{param}: token id {token_id}, want ids below {vocab_size}"
+        raise InvalidRequest(message, param, "invalid_value")
 
 
 async def _encode(num_bytes: int, encode: Callable[[], list[int]]) -> list[int]:
@@ -141,6 +151,8 @@ def _choices(
             params=request.sampling(max_tokens, (seed + i) % (MAX_SEED + 1), eos_id, num_logprobs),
             stop=tuple(request.stop),
             continues=isinstance(request, CompletionRequest) and _has_text(service, prompt_ids),
+            priority=request.priority,
+            cache_salt=request.cache_salt,
         )
         for prompt_index, prompt_ids in enumerate(prompts)
         for i in range(request.n)

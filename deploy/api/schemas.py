@@ -23,11 +23,17 @@ from deploy.api.fields import (
     MAX_STOPS,
     PROMPT_SCHEMA,
     STOP_SCHEMA,
+    CacheSalt,
+    LogitBias,
     MaxTokens,
+    Penalty,
+    Priority,
     Prompt,
+    RepetitionPenalty,
     Seed,
     StopText,
     Text,
+    TopK,
     as_list,
     as_prompts,
 )
@@ -58,26 +64,20 @@ UNSUPPORTED_FIELDS: dict[str, tuple[object, ...]] = {
     "audio": (),
     "best_of": (1,),
     "echo": (False,),
-    "frequency_penalty": (0,),
     "function_call": (),
     "functions": (),
     "guardrails": (),
-    "logit_bias": ({},),
-    "min_p": (0,),
     "min_tokens": (0,),
     "modalities": (["text"],),
-    "presence_penalty": (0,),
     "prompt_logprobs": (),
     "prompt_mode": (),
     "reasoning_effort": (),
-    "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
     "safe_prompt": (False,),
     "structured_outputs": (),
     "suffix": ("",),
     "tool_choice": ("none",),
     "tools": ([],),
-    "top_k": (0, -1),
 }
 
 
@@ -99,6 +99,10 @@ class GenerationRequest(StrictModel):
     Attributes:
         seed: choice i is drawn with seed + i; without a seed every request draws anew.
         random_seed: Mistral's name for `seed`.
+        top_k, min_p, repetition_penalty: vLLM's; see `SamplingParams`.
+        logit_bias: by token ids written as texts, for JSON has no other keys.
+        priority: lower ones run first, as in vLLM.
+        cache_salt: only requests with the same one share a cached prompt, as in vLLM.
         ignore_eos: go on after the end of the answer, up to `max_tokens`; for measurements.
         return_token_ids: add `token_ids` and `prompt_token_ids`, as vLLM does.
     """
@@ -106,6 +110,12 @@ class GenerationRequest(StrictModel):
     model: str
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
+    top_k: TopK = 0
+    min_p: float = Field(0.0, ge=0, le=1)
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    repetition_penalty: RepetitionPenalty = 1.0
+    logit_bias: LogitBias = {}
     max_tokens: MaxTokens | None = None
     stop: Annotated[
         list[StopText],
@@ -118,6 +128,8 @@ class GenerationRequest(StrictModel):
     n: int = Field(1, ge=1, le=MAX_CHOICES)
     stream: bool = False
     stream_options: StreamOptions | None = None
+    priority: Priority = 0
+    cache_salt: CacheSalt = ""
     ignore_eos: bool = False
     return_token_ids: bool = False
 
@@ -152,6 +164,12 @@ class GenerationRequest(StrictModel):
         return SamplingParams(
             temperature=self.temperature,
             top_p=self.top_p,
+            top_k=max(self.top_k, 0),
+            min_p=self.min_p,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            repetition_penalty=self.repetition_penalty,
+            logit_bias=tuple((int(token_id), bias) for token_id, bias in self.logit_bias.items()),
             seed=seed,
             max_tokens=max_tokens,
             stop_token_ids=() if self.ignore_eos else (eos_id,),

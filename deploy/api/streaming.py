@@ -21,6 +21,7 @@ from deploy.api.generation import Delta
 T = TypeVar("T")
 
 DONE = b"data: [DONE]\n\n"
+ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 class EventStream(Response):
@@ -115,6 +116,4 @@ async def _wait_for_disconnect(receive: Receive) -> None:
 
 
 def _event(data: Mapping[str, Any]) -> bytes:
-    return (
-        b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
-    )
+    return b"data: " + ENCODER.encode(data).encode() + b"\n\n"

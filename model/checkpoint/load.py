@@ -4,11 +4,13 @@ Nothing in a checkpoint is ever executed or unpickled, and no weight is read bef
 header agrees with the configuration.
 """
 
+import ctypes
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +33,7 @@ from model.errors import (
 )
 
 Progress = Callable[[int, int], None]
+Built = TypeVar("Built")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,37 @@ class Checkpoint:
             if progress is not None:
                 progress(done, num_bytes)
         return found
+
+    def build(
+        self,
+        make: Callable[[Mapping[str, Tensor]], Built],
+        groups: Sequence[Sequence[str]],
+        dtype: str,
+        device: str = "cpu",
+        progress: Progress | None = None,
+    ) -> Iterator[Built]:
+        """Give what `make` makes of each group of tensors, with one group in memory at a time.
+
+        Args:
+            make: the memory of the tensors is given back behind it; what it keeps of them without a
+                copy is read from the file again.
+            progress: told the bytes done and the bytes in all, after each group.
+
+        Raises:
+            CheckpointError: as from `tensors`.
+        """
+        places = [[self._place(name) for name in names] for names in groups]
+        num_bytes = sum(_num_bytes(place) for group in places for place in group)
+        done = 0
+        for names, group in zip(groups, places, strict=True):
+            built = make(self.tensors(names, dtype, device))
+            for place in group:
+                place.shard.release(place.entry)
+                done += _num_bytes(place)
+            _trim_heap()
+            if progress is not None:
+                progress(done, num_bytes)
+            yield built
 
     def _place(self, name: str) -> _Place:
         if name not in self._places:
@@ -225,3 +259,13 @@ def _check_finite(name: str, tensor: Tensor, place: _Place) -> None:
     if is_small and not bool(torch.isfinite(tensor).all()):
         problem = f"tensor {place.entry.name} holds a number that is not finite"
         raise CheckpointError(str(place.shard.path), problem)
+
+
+def _trim_heap() -> None:
+    """Give freed memory back to the system, which glibc would keep where it lies between blocks.
+
+    Without it bfloat16 experts of 25 MB took 33 MB each.
+    """
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)

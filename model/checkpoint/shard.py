@@ -87,6 +87,15 @@ class Shard:
         )
         return flat.view(entry.shape)
 
+    def release(self, entry: Entry) -> None:
+        """Give back the memory of a stored tensor's pages; a view of it reads them again.
+
+        What was written to them is lost.
+        """
+        start = entry.start - entry.start % mmap.PAGESIZE
+        if entry.stop > start:
+            self._mapping.madvise(mmap.MADV_DONTNEED, start, entry.stop - start)
+
 
 def _stamp(status: os.stat_result) -> _Stamp:
     return _Stamp(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)

@@ -8,8 +8,18 @@ from starlette.testclient import TestClient
 from cluster.engine.request import GenerateRequest
 from cluster.errors import NotReady
 from deploy.api.routes import create_app
-from model.sampling_params import MAX_SEED
-from tests.deploy.fakes import MODEL, FakeBackend, Step, event, playing, saying, service, tokenizer
+from model.sampling_params import MAX_SEED, SamplingParams
+from tests.deploy.fakes import (
+    EOS_ID,
+    MODEL,
+    FakeBackend,
+    Step,
+    event,
+    playing,
+    saying,
+    service,
+    tokenizer,
+)
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -213,6 +223,67 @@ def test_sampling_fields_reach_the_engine(client: TestClient, backend: FakeBacke
 
     assert (params.temperature, params.top_p, params.seed) == (0.0, 0.5, 7)
     assert params.stop_token_ids == ()
+
+
+SAMPLING: dict[str, tuple[dict[str, Any], object]] = {
+    "top_k": ({"top_k": 5}, 5),
+    "top_k off": ({"top_k": 0}, 0),
+    "top_k off as in vLLM": ({"top_k": -1}, 0),
+    "top_k of more than there are": ({"top_k": 10**30}, 10**30),
+    "min_p": ({"min_p": 0.1}, 0.1),
+    "min_p whole": ({"min_p": 1}, 1.0),
+    "presence_penalty": ({"presence_penalty": -2}, -2.0),
+    "frequency_penalty": ({"frequency_penalty": 1.5}, 1.5),
+    "repetition_penalty": ({"repetition_penalty": 1.1}, 1.1),
+    "logit_bias": (
+        {"logit_bias": {"31999": -100, "0": 0.5}},
+        ((31_999, -100.0), (0, 0.5)),
+    ),
+    "logit_bias empty": ({"logit_bias": {}}, ()),
+    "logit_bias of 300": (
+        {"logit_bias": {str(token_id): 1 for token_id in range(300)}},
+        tuple((token_id, 1.0) for token_id in range(300)),
+    ),
+}
+
+
+@pytest.mark.parametrize("is_streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize(("url", "body"), [(CHAT, HI), (TEXT, RAW)], ids=["chat", "text"])
+@pytest.mark.parametrize(("fields", "expected"), SAMPLING.values(), ids=SAMPLING.keys())
+def test_each_sampling_field_reaches_the_engine(
+    client: TestClient,
+    backend: FakeBackend,
+    url: str,
+    body: dict[str, Any],
+    fields: dict[str, Any],
+    expected: object,
+    is_streamed: bool,
+) -> None:
+    (stream if is_streamed else post)(client, url, {**body, **fields})
+
+    [name] = fields
+    assert getattr(backend.requests[0].params, name) == expected
+
+
+def test_without_sampling_fields_only_temperature_and_seed_are_set(
+    client: TestClient, backend: FakeBackend
+) -> None:
+    post(client, TEXT, {**RAW, "seed": 3})
+
+    assert backend.requests[0].params == SamplingParams(
+        temperature=1.0, seed=3, stop_token_ids=(EOS_ID,)
+    )
+
+
+@pytest.mark.parametrize(("url", "body"), [(CHAT, HI), (TEXT, RAW)], ids=["chat", "text"])
+def test_priority_and_salt_go_with_every_choice(
+    client: TestClient, backend: FakeBackend, url: str, body: dict[str, Any]
+) -> None:
+    post(client, url, {**body, "n": 2, "priority": -1_000, "cache_salt": "s" * 128})
+    stream(client, url, {**body, "priority": 1_000, "cache_salt": None})
+
+    told = [(request.priority, request.cache_salt) for request in backend.requests]
+    assert told == [(-1_000, "s" * 128)] * 2 + [(1_000, "")]
 
 
 def test_random_seed_is_mistrals_seed(client: TestClient, backend: FakeBackend) -> None:

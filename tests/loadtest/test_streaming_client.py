@@ -139,3 +139,15 @@ def test_a_failure_does_not_spoil_the_next_request() -> None:
         script.events, script.is_cut = (chunk("a", [7]), DONE), False
 
         assert client.chat(BODY).num_tokens == 1
+
+
+def test_a_text_is_continued_and_the_server_s_own_count_of_tokens_counts() -> None:
+    texts = [json.dumps({"choices": [{"index": 0, "text": text}]}) for text in ("a", "", "bc")]
+    usage = json.dumps({"choices": [], "usage": {"completion_tokens": 5}})
+    script = Script(events=(*texts, usage, DONE))
+
+    with serving(script) as url, client_of(url) as client:
+        measured = client.complete({"model": MODEL, "prompt": "hi"})
+
+    assert script.paths == ["/v1/completions"]
+    assert (measured.num_tokens, measured.ttft_s, measured.itl_s) == (5, 1, (2,))

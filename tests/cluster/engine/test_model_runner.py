@@ -41,19 +41,19 @@ class LostExperts:
 def runner_with_nan_in(name: str, config: ModelConfig = TINY_MOE) -> ModelRunner:
     tensors = random_tensors(config, seed=1)
     tensors[name].view(-1)[0] = torch.nan
-    return ModelRunner(*build(config, tensors), num_micro_batches=1)
+    return ModelRunner(*build(config, tensors), EngineConfig())
 
 
 def engine_with(experts: Experts) -> Engine:
     transformer, _ = build(TINY_MOE, random_tensors(TINY_MOE, seed=1))
-    return Engine(ModelRunner(transformer, experts, 1), EngineConfig())
+    return Engine(ModelRunner(transformer, experts, EngineConfig()), EngineConfig())
 
 
 def test_the_probe_touches_every_expert_of_every_layer() -> None:
     transformer, local = build(TINY_MOE, random_tensors(TINY_MOE, seed=1))
     experts = CountingExperts(local)
 
-    ModelRunner(transformer, experts, num_micro_batches=1).probe()
+    ModelRunner(transformer, experts, EngineConfig()).probe()
 
     everything = {
         (layer, expert_id)
@@ -113,7 +113,7 @@ def test_a_failed_probe_reaches_who_asked_and_not_the_engine() -> None:
 def test_a_probe_that_nobody_waits_for_any_more_is_not_made() -> None:
     transformer, local = build(TINY_MOE, random_tensors(TINY_MOE, seed=1))
     experts = CountingExperts(local)
-    engine = Engine(ModelRunner(transformer, experts, 1), EngineConfig())
+    engine = Engine(ModelRunner(transformer, experts, EngineConfig()), EngineConfig())
 
     future = engine.probe()
     future.cancel()

@@ -1,0 +1,131 @@
+"""The compiled products of few rows, `few_rows.c`: building them, and calling them.
+
+They need Linux, a CPU with AVX-512 for bfloat16, and once a C compiler: what it builds is kept in
+the user's cache folder. Where anything is missing there are no such products, and PyTorch's serve.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import subprocess
+import tempfile
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_suffix(".c")
+COMPILE = ("cc", "-O3", "-mavx512f", "-mavx512bf16", "-fopenmp", "-fPIC", "-c")
+LINK = ("cc", "-shared")
+COMPILE_TIMEOUT_S = 60.0
+
+PANEL = 64
+
+# Beyond these oneDNN's own product is as fast, and on CPUs with matrix units (AMX) faster.
+FEW = 8
+
+# Letters: R rows, K numbers of an input row, N of an output row, D model dimension, F hidden.
+
+
+@dataclass(frozen=True, slots=True)
+class FewRows:
+    """The compiled functions; all tensors are bfloat16 on CPU."""
+
+    library: ctypes.CDLL
+
+    def linear(self, x_RK: Tensor, address: int, num_outputs: int) -> Tensor:
+        """Multiply up to `FEW` rows with the weight that lies packed at an address: (R, N)."""
+        x_RK = x_RK.contiguous()
+        y_RN = x_RK.new_empty(len(x_RK), num_outputs)
+        self.library.few_rows_linear(
+            x_RK.data_ptr(), address, y_RN.data_ptr(), len(x_RK), x_RK.shape[1], num_outputs
+        )
+        return y_RN
+
+    def swiglu(
+        self, x_RD: Tensor, networks: Sequence[tuple["Panels", int, int]], y_RD: Tensor
+    ) -> None:
+        """Run each network on its rows, from the first up to the last, at most `FEW`."""
+        x_RD = x_RD.contiguous()
+        hidden_dim = networks[0][0].hidden_dim
+        h_RF = x_RD.new_empty(len(x_RD), hidden_dim)
+        parts = array("q")
+        for panels, first, end in networks:
+            parts.extend((panels.gate_up, panels.down, first, end))
+        self.library.few_rows_swiglu(
+            x_RD.data_ptr(),
+            parts.buffer_info()[0],
+            len(networks),
+            h_RF.data_ptr(),
+            y_RD.data_ptr(),
+            x_RD.shape[1],
+            hidden_dim,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Panels:
+    """The addresses of one SwiGLU network's packed weights."""
+
+    few: FewRows
+    gate_up: int
+    down: int
+    hidden_dim: int
+
+
+@cache
+def few_rows() -> FewRows | None:
+    """Give the compiled functions; None where they cannot be had."""
+    return load(Path.home() / ".cache" / "mixray")
+
+
+def load(folder: Path) -> FewRows | None:
+    """Load the functions from a folder, building them if need be; None where that fails."""
+    if not torch.cpu._is_avx512_bf16_supported():
+        return None
+    try:
+        return FewRows(_declared(ctypes.CDLL(str(_built(folder)))))
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.warning("decoding will be slower: %s could not be built (%s)", SOURCE.name, error)
+        return None
+
+
+def _built(folder: Path) -> Path:
+    """Build the library into a folder unless it is there.
+
+    Raises:
+        OSError: there is no compiler, or the folder cannot be written to.
+        SubprocessError: the compiler fails.
+    """
+    fingerprint = hashlib.sha256(SOURCE.read_bytes() + repr((COMPILE, LINK)).encode()).hexdigest()
+    library = folder / f"few_rows-{fingerprint[:16]}.so"
+    if library.exists():
+        return library
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        unlinked, linked = Path(scratch, "few_rows.o"), Path(scratch, "few_rows.so")
+        _run(*COMPILE, str(SOURCE), "-o", str(unlinked))
+        _run(*LINK, str(unlinked), "-o", str(linked))
+        # Whole or not at all, however many processes build at once.
+        os.replace(linked, library)
+    return library
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_TIMEOUT_S)
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    pointer, number = ctypes.c_void_p, ctypes.c_long
+    library.few_rows_linear.argtypes = [pointer] * 3 + [number] * 3
+    library.few_rows_swiglu.argtypes = [pointer, pointer, number, pointer, pointer, number, number]
+    for function in (library.few_rows_linear, library.few_rows_swiglu):
+        function.restype = None
+    return library
