@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.few_rows import FEW, Panels
+from model.few_rows import Panels
 from model.linear import Linear, PanelLinear, prepare
 from routing.experts import ExpertCall, Forward
 from routing.gating import top_k_gating
@@ -53,7 +53,7 @@ def compute_networks(x_RD: Tensor, networks: Iterable[tuple[SwiGLU, int, int]]) 
     y_RD = torch.empty_like(x_RD)
     few: list[tuple[Panels, int, int]] = []
     for network, first, end in networks:
-        if network.panels is not None and end - first <= FEW:
+        if network.panels is not None and end - first <= network.panels.few.max_rows:
             few.append((network.panels, first, end))
         else:
             y_RD[first:end] = network(x_RD[first:end])
@@ -90,11 +90,11 @@ class DenseFeedForward:
 
 @dataclass(frozen=True, slots=True)
 class MoeFeedForward:
-    """A layer of Mixtral: `gate` chooses, whoever drives the generator computes."""
+    """A layer of Mixtral: `gate`, in float32, chooses; whoever drives the generator computes."""
 
     gate: Linear
     top_k: int
 
     def forward(self, layer: int, x_TD: Tensor) -> Forward[Tensor]:
-        routes = top_k_gating(self.gate(x_TD), self.top_k)
+        routes = top_k_gating(self.gate(x_TD.float()), self.top_k)
         return (yield ExpertCall(layer, x_TD, routes))

@@ -9,6 +9,7 @@
  * Built without libgomp: the OpenMP runtime, with its threads, is the one that PyTorch has loaded.
  */
 #include <immintrin.h>
+#include <math.h>
 #include <omp.h>
 #include <stdint.h>
 
@@ -20,7 +21,7 @@ enum {
     VECTORS = 4,            /* of a panel */
     GROUP_ROWS = 6,         /* rows * VECTORS sums and VECTORS weights fit into 32 registers */
     MAX_ROWS = 16,
-    CHUNK_INPUTS = 4096,    /* a chunk of a panel, 512 KB, stays in the cache for the next group */
+    CHUNK_INPUTS = 4096,    /* of a panel, 512 KB: for the next group of rows it may still be near */
     AHEAD_BYTES = 4096,     /* how far ahead weights are fetched */
 };
 
@@ -44,7 +45,8 @@ static inline __attribute__((always_inline)) void add_group(
         const bf16 *pair = w + i * PANEL;
         __m512bh weights[VECTORS];
         for (int v = 0; v < VECTORS; v++) {
-            _mm_prefetch((const char *)(pair + 2 * LANES * v) + AHEAD_BYTES, _MM_HINT_T0);
+            /* Past the outer caches: what the rest of a step works with is to stay in there. */
+            _mm_prefetch((const char *)(pair + 2 * LANES * v) + AHEAD_BYTES, _MM_HINT_NTA);
             weights[v] = (__m512bh)_mm512_loadu_si512(pair + 2 * LANES * v);
         }
         for (int r = 0; r < rows; r++) {
@@ -88,6 +90,12 @@ static inline void store(bf16 *y, __m512 numbers)
     _mm256_storeu_si256((__m256i *)y, (__m256i)_mm512_cvtneps_pbh(numbers));
 }
 
+static inline __m512 load(const bf16 *x)
+{
+    __m256i numbers = _mm256_loadu_si256((const __m256i *)x);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(numbers), 16));
+}
+
 static void store_panel(long rows, const float *sums, bf16 *y, long outputs)
 {
     for (long r = 0; r < rows; r++)
@@ -125,6 +133,28 @@ static void store_gated(long rows, const float *gate, const float *up, bf16 *h, 
             __m512 silu = _mm512_div_ps(g, _mm512_add_ps(one, e));
             store(h + r * hidden + v * LANES, _mm512_mul_ps(silu, u));
         }
+}
+
+/* A row over its root mean square, rounded, times the weight: in float32, each step like PyTorch. */
+static void normalise(const bf16 *x, const bf16 *weight, bf16 *y, long dim, float eps)
+{
+    __m512 squares = _mm512_setzero_ps();
+    for (long d = 0; d < dim; d += LANES) {
+        __m512 numbers = load(x + d);
+        squares = _mm512_fmadd_ps(numbers, numbers, squares);
+    }
+    __m512 scale = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares) / dim + eps));
+    for (long d = 0; d < dim; d += LANES) {
+        store(y + d, _mm512_mul_ps(load(x + d), scale));
+        store(y + d, _mm512_mul_ps(load(y + d), load(weight + d)));
+    }
+}
+
+/* Root-mean-square normalisation of x (rows, dim); on one thread, being so little. */
+void few_rows_norm(const bf16 *x, const bf16 *weight, bf16 *y, long rows, long dim, float eps)
+{
+    for (long r = 0; r < rows; r++)
+        normalise(x + r * dim, weight, y + r * dim, dim, eps);
 }
 
 /* y (rows, outputs) = x (rows, inputs) times w; rows up to MAX_ROWS. */

@@ -22,26 +22,28 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_suffix(".c")
-COMPILE = ("cc", "-O3", "-mavx512f", "-mavx512bf16", "-fopenmp", "-fPIC", "-c")
+COMPILE = ("cc", "-O3", "-fno-math-errno", "-mavx512f", "-mavx512bf16", "-fopenmp", "-fPIC", "-c")
 LINK = ("cc", "-shared")
 COMPILE_TIMEOUT_S = 60.0
 
 PANEL = 64
 
-# Beyond these oneDNN's own product is as fast, and on CPUs with matrix units (AMX) faster.
-FEW = 8
+# Beyond these oneDNN's own products are as fast, sooner so where there are matrix units (AMX).
+MAX_ROWS = 16
+MAX_ROWS_WITH_AMX = 8
 
 # Letters: R rows, K numbers of an input row, N of an output row, D model dimension, F hidden.
 
 
 @dataclass(frozen=True, slots=True)
 class FewRows:
-    """The compiled functions; all tensors are bfloat16 on CPU."""
+    """The compiled functions; all tensors are bfloat16 on CPU, with up to `max_rows` rows."""
 
     library: ctypes.CDLL
+    max_rows: int
 
     def linear(self, x_RK: Tensor, address: int, num_outputs: int) -> Tensor:
-        """Multiply up to `FEW` rows with the weight that lies packed at an address: (R, N)."""
+        """Multiply rows with the weight that lies packed at an address: (R, N)."""
         x_RK = x_RK.contiguous()
         y_RN = x_RK.new_empty(len(x_RK), num_outputs)
         self.library.few_rows_linear(
@@ -49,10 +51,19 @@ class FewRows:
         )
         return y_RN
 
+    def norm(self, x_RD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        """Normalise rows by their root mean square: (R, D)."""
+        x_RD = x_RD.contiguous()
+        y_RD = torch.empty_like(x_RD)
+        self.library.few_rows_norm(
+            x_RD.data_ptr(), weight_D.data_ptr(), y_RD.data_ptr(), *x_RD.shape, eps
+        )
+        return y_RD
+
     def swiglu(
         self, x_RD: Tensor, networks: Sequence[tuple["Panels", int, int]], y_RD: Tensor
     ) -> None:
-        """Run each network on its rows, from the first up to the last, at most `FEW`."""
+        """Run each network on its rows, from the first up to the last, into those of `y_RD`."""
         x_RD = x_RD.contiguous()
         hidden_dim = networks[0][0].hidden_dim
         h_RF = x_RD.new_empty(len(x_RD), hidden_dim)
@@ -91,10 +102,11 @@ def load(folder: Path) -> FewRows | None:
     if not torch.cpu._is_avx512_bf16_supported():
         return None
     try:
-        return FewRows(_declared(ctypes.CDLL(str(_built(folder)))))
+        library = _declared(ctypes.CDLL(str(_built(folder))))
     except (OSError, subprocess.SubprocessError) as error:
         logger.warning("decoding will be slower: %s could not be built (%s)", SOURCE.name, error)
         return None
+    return FewRows(library, MAX_ROWS_WITH_AMX if torch.cpu._is_amx_tile_supported() else MAX_ROWS)
 
 
 def _built(folder: Path) -> Path:
@@ -126,6 +138,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     pointer, number = ctypes.c_void_p, ctypes.c_long
     library.few_rows_linear.argtypes = [pointer] * 3 + [number] * 3
     library.few_rows_swiglu.argtypes = [pointer, pointer, number, pointer, pointer, number, number]
-    for function in (library.few_rows_linear, library.few_rows_swiglu):
+    library.few_rows_norm.argtypes = [pointer] * 3 + [number] * 2 + [ctypes.c_float]
+    for function in (library.few_rows_linear, library.few_rows_swiglu, library.few_rows_norm):
         function.restype = None
     return library

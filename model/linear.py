@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.few_rows import FEW, PANEL, FewRows, few_rows
+from model.few_rows import PANEL, FewRows, few_rows
 from model.huge_pages import use_huge_pages
 
 # Letters: R rows, K numbers of an input row, N numbers of an output row.
@@ -62,7 +62,7 @@ class PanelLinear:
     num_outputs: int
 
     def __call__(self, x_RK: Tensor) -> Tensor:
-        if 0 < len(x_RK) <= FEW:
+        if 0 < len(x_RK) <= self.few.max_rows:
             return self.few.linear(x_RK, self.address, self.num_outputs)
         return self.packed(x_RK)
 

@@ -18,7 +18,7 @@ from model.cache import PagedCache
 from model.config import ModelConfig
 from model.feed_forward import DenseFeedForward, MoeFeedForward, swiglu
 from model.linear import TILE_ROWS, prepare
-from model.norm import rms_norm
+from model.norm import Norm, prepare_norm
 from model.rope import RotaryTable
 from routing.experts import Forward
 
@@ -29,9 +29,9 @@ from routing.experts import Forward
 class Block:
     """One layer."""
 
-    attention_norm: Tensor
+    attention_norm: Norm
     attention: Attention
-    ffn_norm: Tensor
+    ffn_norm: Norm
     feed_forward: DenseFeedForward | MoeFeedForward
 
 
@@ -51,7 +51,7 @@ class Transformer:
     ) -> None:
         self.config = config
         self._embeddings_VD = weights["tok_embeddings.weight"]
-        self._norm_D = weights["norm.weight"]
+        self._norm = prepare_norm(weights["norm.weight"], config.norm_eps, is_deterministic)
         output_VD = self._embeddings_VD if config.tied_embeddings else weights["output.weight"]
         tile_rows = TILE_ROWS if is_deterministic else None
         self._output = prepare(output_VD, tile_rows=tile_rows)
@@ -77,15 +77,14 @@ class Transformer:
 
     def forward(self, batch: ForwardBatch, cache: PagedCache) -> Forward[Tensor]:
         """Run one step; yields each layer's expert call, returns (B, V) float32 logits."""
-        config = self.config
         x_TD = F.embedding(batch.token_ids_T, self._embeddings_VD)
         rotation = self._rotary.at(batch.positions_T)
         for layer, block in enumerate(self._blocks):
-            h_TD = rms_norm(x_TD, block.attention_norm, config.norm_eps)
+            h_TD = block.attention_norm(x_TD)
             x_TD = x_TD + block.attention.forward(layer, h_TD, rotation, batch, cache)
-            h_TD = rms_norm(x_TD, block.ffn_norm, config.norm_eps)
+            h_TD = block.ffn_norm(x_TD)
             x_TD = x_TD + (yield from block.feed_forward.forward(layer, h_TD))
-        h_BD = rms_norm(x_TD[batch.logit_rows_B], self._norm_D, config.norm_eps)
+        h_BD = self._norm(x_TD[batch.logit_rows_B])
         return self._output(h_BD).float()
 
 
@@ -95,15 +94,20 @@ def _block(
     def weight(name: str) -> Tensor:
         return weights[f"layers.{layer}.{name}.weight"]
 
+    def norm(name: str) -> Norm:
+        return prepare_norm(weight(name), config.norm_eps, is_deterministic=tile_rows is not None)
+
     wq, wk, wv, wo = (weight(f"attention.{name}") for name in ("wq", "wk", "wv", "wo"))
     feed_forward: DenseFeedForward | MoeFeedForward
     if config.is_moe:
-        feed_forward = MoeFeedForward(prepare(weight("gate"), tile_rows=tile_rows), config.top_k)
+        feed_forward = MoeFeedForward(
+            prepare(weight("gate").float(), tile_rows=tile_rows), config.top_k
+        )
     else:
         w1, w2, w3 = (weight(f"feed_forward.{name}") for name in ("w1", "w2", "w3"))
         feed_forward = DenseFeedForward(swiglu(w1, w2, w3, tile_rows=tile_rows))
     return Block(
-        weight("attention_norm"),
+        norm("attention_norm"),
         Attention(
             prepare(wq, wk, wv, tile_rows=tile_rows),
             prepare(wo, tile_rows=tile_rows),
@@ -111,6 +115,6 @@ def _block(
             config.num_kv_heads,
             config.head_dim,
         ),
-        weight("ffn_norm"),
+        norm("ffn_norm"),
         feed_forward,
     )

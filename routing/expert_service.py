@@ -7,15 +7,13 @@ answers each.
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from routing.dispatch import plan_dispatch
 from routing.experts import ComputeRows
-from routing.gating import Routes
 from routing.messages import (
     BAD_REQUEST,
     EXPIRED,
@@ -148,15 +146,44 @@ class ExpertService:
     def _compute(self, layer: int, batch: list[_Waiting]) -> list[Tensor]:
         """Merge the batch's rows by expert, compute, and part them again."""
         spec = self._spec
-        x_RD = torch.cat([from_bytes(item.payload, spec.dtype, spec.dim) for item in batch])
-        expert_ids: list[int] = []
-        for item in batch:
-            for expert_id, num_rows in item.request.rows:
-                expert_ids.extend([expert_id] * num_rows)
-        expert_ids_R1 = torch.tensor(expert_ids).unsqueeze(1)
-        plan = plan_dispatch(Routes(expert_ids_R1, torch.ones_like(expert_ids_R1)))
-        sorted_RD = plan.dispatch(x_RD).to(spec.device)
-        y_RD = torch.empty_like(x_RD)
-        y_RD[plan.order_R] = spec.compute_rows(layer, sorted_RD, plan.slices).cpu()
-        sizes = [sum(num_rows for _, num_rows in item.request.rows) for item in batch]
-        return list(torch.split(y_RD, sizes))
+        arrived = [from_bytes(item.payload, spec.dtype, spec.dim) for item in batch]
+        pieces = sorted(_pieces(batch), key=lambda piece: piece.expert_id)
+        x_RD = torch.cat([arrived[piece.item][piece.first : piece.end] for piece in pieces])
+        y_RD = spec.compute_rows(layer, x_RD.to(spec.device), _slices(pieces)).cpu()
+        parts: list[list[tuple[int, Tensor]]] = [[] for _ in batch]
+        sizes = [piece.end - piece.first for piece in pieces]
+        for piece, part_RD in zip(pieces, torch.split(y_RD, sizes), strict=True):
+            parts[piece.item].append((piece.first, part_RD))
+        return [torch.cat([part_RD for _, part_RD in sorted(own, key=_first)]) for own in parts]
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Rows `first` to `end` of one waiting item: those for one expert."""
+
+    expert_id: int
+    item: int
+    first: int
+    end: int
+
+
+def _pieces(batch: list[_Waiting]) -> Iterator[_Piece]:
+    for number, item in enumerate(batch):
+        first = 0
+        for expert_id, num_rows in item.request.rows:
+            yield _Piece(expert_id, number, first, first + num_rows)
+            first += num_rows
+
+
+def _slices(pieces: list[_Piece]) -> dict[int, tuple[int, int]]:
+    """Where each expert's rows lie once the pieces, sorted by expert, stand in a row."""
+    slices: dict[int, tuple[int, int]] = {}
+    end = 0
+    for piece in pieces:
+        first, end = end, end + piece.end - piece.first
+        slices[piece.expert_id] = (slices.get(piece.expert_id, (first, first))[0], end)
+    return slices
+
+
+def _first(part: tuple[int, Tensor]) -> int:
+    return part[0]

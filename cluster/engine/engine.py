@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from cluster.config import EngineConfig
-from cluster.engine.model_runner import ModelRunner
+from cluster.engine.model_runner import ModelRunner, check_finite
 from cluster.engine.pace import Pace
 from cluster.engine.request import GenerateRequest, TokenEvent
 from cluster.engine.scheduler import Scheduler
@@ -186,8 +186,7 @@ class Engine:
         chunks = [_model_chunk(chunk) for chunk in step.chunks]
         logits_BV = self._runner.run(chunks, step.copies)
         # Those of every chunk, since what a chunk has put into the cache is reused by others.
-        if not bool(logits_BV.isfinite().all()):
-            raise ArithmeticError("logits are not finite")
+        check_finite(logits_BV, "logits")
         last = [row for row, chunk in enumerate(step.chunks) if chunk.is_last]
         if len(last) < len(chunks):
             logits_BV = logits_BV[last]

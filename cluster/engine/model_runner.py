@@ -56,7 +56,7 @@ class ModelRunner:
         chunk = Chunk([PROBE_TOKEN_ID], 0, [self._cache.probe_block])
         experts = _EveryExpert(self._experts, self.config.num_experts)
         [logits_1V] = drive([self._forward([chunk])], experts)
-        _check_finite(logits_1V, "logits")
+        check_finite(logits_1V, "logits")
 
     def _forward(self, chunks: Sequence[Chunk]) -> Forward[Tensor]:
         batch = pack(chunks, self._cache, self._transformer.planner)
@@ -75,10 +75,16 @@ class _EveryExpert:
         routes = Routes(expert_ids_E1, torch.ones_like(expert_ids_E1, dtype=torch.float32))
         x_ED = call.x_TD[:1].expand(self._num_experts, -1)
         output_ED = self._experts.start(ExpertCall(call.layer, x_ED, routes)).result()
-        _check_finite(output_ED, f"experts of layer {call.layer}")
+        check_finite(output_ED, f"experts of layer {call.layer}")
         return self._experts.start(call)
 
 
-def _check_finite(x: Tensor, what: str) -> None:
-    if not bool(torch.isfinite(x).all()):
+def check_finite(x: Tensor, what: str) -> None:
+    """Look for numbers that are none, in one pass: they all come through in the range.
+
+    Raises:
+        ArithmeticError: there is one, or an infinite one; names `what`.
+    """
+    low, high = x.aminmax()
+    if not bool((high - low).isfinite()):
         raise ArithmeticError(f"{what}: not finite")

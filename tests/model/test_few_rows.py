@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from model import few_rows, linear
 from model.feed_forward import SwiGLU, compute_networks, swiglu
-from model.few_rows import FEW
+from model.few_rows import MAX_ROWS as FEW
 from model.linear import DenseLinear, PackedLinear, PanelLinear, prepare
+from model.norm import FewRowsNorm, RmsNorm, prepare_norm
 
 SHAPES = [(64, 64), (192, 128), (128, 4_160)]
 
@@ -167,3 +168,21 @@ def test_without_such_products_weights_are_packed_all_the_same(
 
     assert isinstance(product, PackedLinear | DenseLinear)
     assert_rounded(product(x_RK), x_RK.double() @ weight_NK.double().T)
+
+
+@compiled
+@pytest.mark.parametrize("num_rows", [1, 5])
+@pytest.mark.parametrize("std", [1e-6, 1.0, 1e4])
+def test_normalised_rows_are_those_of_pytorch(num_rows: int, std: float) -> None:
+    weight_D, x_RD = normal(1, 128)[0], normal(num_rows, 128, std)
+    norm = prepare_norm(weight_D, 1e-5, is_deterministic=False)
+
+    y_RD = norm(x_RD)
+
+    assert isinstance(norm, FewRowsNorm)
+    # At most the last bit, where float32's sum comes out otherwise.
+    assert torch.allclose(y_RD.float(), RmsNorm(weight_D, 1e-5)(x_RD).float(), rtol=2**-7, atol=0)
+
+
+def test_a_deterministic_norm_is_the_same_for_any_number_of_rows() -> None:
+    assert isinstance(prepare_norm(normal(1, 128)[0], 1e-5, is_deterministic=True), RmsNorm)
