@@ -31,7 +31,7 @@ LOGGING = LoggingConfig(enable_access_log=False)
 
 # Threads of a pool that wait for work spin by default, and take the cores from whoever has some:
 # with a router and two hosts on 2 cores, steps took five times as long (DECISIONS.md, 12).
-ENVIRONMENT = {"GOMP_SPINCOUNT": "0"}
+ENVIRONMENT = {"GOMP_SPINCOUNT": "1000"}
 
 
 def build(settings: Settings) -> Application:

@@ -9,7 +9,7 @@ import heapq
 
 from cluster.config import EngineConfig
 from cluster.engine.block_tables import BlockTables
-from cluster.engine.pace import Pace, share
+from cluster.engine.pace import Pace, complete, share
 from cluster.engine.request import GenerateRequest
 from cluster.engine.sequence import ScheduledChunk, ScheduledStep, Sequence
 from cluster.errors import EngineBusy, RequestTooLarge
@@ -100,11 +100,18 @@ class Scheduler:
             self._make_room(sequence)
             self._grant(step, sequence, 1)
         prompts = [sequence for sequence in self.running if sequence.num_left > 1]
-        budget = pace.prompt_tokens(len(step.chunks))
-        granted = share([sequence.num_left for sequence in prompts], budget)
-        for sequence, num_tokens in zip(prompts, granted, strict=True):
+        for sequence, num_tokens in zip(prompts, self._shares(prompts, step, pace), strict=True):
             self._grant(step, sequence, num_tokens)
         return step
+
+    def _shares(self, prompts: list[Sequence], step: ScheduledStep, pace: Pace) -> list[int]:
+        """How many tokens of each prompt go beside the decodes that are in the step already."""
+        wanted = [sequence.num_left for sequence in prompts]
+        num_decodes = len(step.chunks)
+        granted = share(wanted, pace.prompt_tokens(num_decodes))
+        is_short = [sequence.prefill_tokens <= pace.short_tokens for sequence in prompts]
+        short = [want if short else 0 for want, short in zip(wanted, is_short, strict=True)]
+        return complete(granted, short, pace.tokens_at_once(num_decodes))
 
     def _grant(self, step: ScheduledStep, sequence: Sequence, max_tokens: int) -> None:
         """Put as many tokens of a running sequence into the step as there are blocks for."""
@@ -158,5 +165,6 @@ class Scheduler:
     def _start(self, sequence: Sequence) -> None:
         sequence.num_computed = self._tables.reuse(sequence.table, sequence.token_ids)
         self.num_reused_tokens += sequence.num_computed
+        sequence.prefill_tokens = sequence.num_left
         self.running.append(sequence)
         self.running.sort(key=lambda running: running.order)

@@ -10,8 +10,8 @@ class Sequence:
     """A list of token ids of which some are computed: decode and prefill at different lengths.
 
     Mutable state: `token_ids` grows by one a step, `num_computed` follows it, `table` says where
-    the computed ones lie; `is_suspect` says that a step with this sequence in it failed, so that
-    it now runs alone.
+    the computed ones lie; `prefill_tokens` is what was left to compute when it last began to run;
+    `is_suspect` says that a step with this sequence in it failed, so that it now runs alone.
     """
 
     def __init__(self, request: GenerateRequest, arrival: int) -> None:
@@ -19,6 +19,7 @@ class Sequence:
         self.order = (request.priority, arrival)
         self.token_ids = [*request.prompt_ids, *request.output_ids]
         self.num_computed = 0
+        self.prefill_tokens = 0
         self.table = BlockTable(request.cache_salt)
         self.is_suspect = False
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.engine.pace import MAX_SLOWDOWN, MIN_PROMPT_TOKENS, Pace, share
+from cluster.engine.pace import MAX_SLOWDOWN, MIN_PROMPT_TOKENS, Pace, complete, share
 
 
 def trained(decode_s: float, prompt_token_s: float, step_tokens: int = 512) -> Pace:
@@ -108,3 +108,24 @@ def test_a_budget_is_spent_whole_and_the_oldest_gets_half(wanted: list[int], bud
     assert all(0 <= got <= want for got, want in zip(granted, wanted, strict=True))
     assert sum(granted) == min(budget, sum(wanted))
     assert not wanted or granted[0] >= min(wanted[0], budget / 2)
+
+
+def test_the_worked_example_of_completing() -> None:
+    assert complete([50, 30, 20], [200, 90, 20], 200) == [50, 90, 20]
+
+
+@given(
+    wanted=st.lists(st.integers(1, 300), max_size=12),
+    budget=st.integers(1, 600),
+    most=st.integers(0, 600),
+)
+def test_completing_takes_nothing_away_and_keeps_to_the_most(
+    wanted: list[int], budget: int, most: int
+) -> None:
+    granted = share(wanted, budget)
+
+    completed = complete(granted, wanted, most)
+
+    pairs = list(zip(granted, completed, wanted, strict=True))
+    assert all(after in (before, want) for before, after, want in pairs)
+    assert completed == granted or sum(completed) <= most

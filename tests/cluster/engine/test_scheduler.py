@@ -85,19 +85,51 @@ def test_decodes_come_before_prompt_chunks() -> None:
     assert (step.num_decodes, step.num_prompt_tokens) == (2, 8)
 
 
-def test_beside_decodes_a_prompt_gets_what_the_pace_allows() -> None:
+def learnt_pace() -> Pace:
+    """One that lets 20 prompt tokens of a step of 100 go beside a decode."""
+    pace = Pace(100)
+    pace.observe(num_decodes=1, num_prompt_tokens=0, step_s=1.0)
+    pace.observe(num_decodes=0, num_prompt_tokens=10, step_s=0.4)
+    assert MAX_SLOWDOWN == 1.8
+    return pace
+
+
+def test_beside_decodes_a_long_prompt_gets_what_the_pace_allows() -> None:
     queue = scheduler()
     queue.add(request("decoding"))
     run(queue, 1)
     queue.add(request("prompt", num_prompt=90))
-    pace = Pace(100)
-    pace.observe(num_decodes=1, num_prompt_tokens=0, step_s=1.0)
-    pace.observe(num_decodes=0, num_prompt_tokens=10, step_s=0.4)
 
-    step = queue.schedule(pace)
+    step = queue.schedule(learnt_pace())
 
-    assert MAX_SLOWDOWN == 1.8
     assert planned(step) == [("decoding", 1), ("prompt", 20)]
+
+
+def test_a_long_prompt_keeps_to_the_pace_up_to_its_end() -> None:
+    queue = scheduler()
+    queue.add(request("decoding", max_tokens=20))
+    run(queue, 1)
+    queue.add(request("prompt", num_prompt=70))
+    chunks = []
+
+    for _ in range(4):
+        step = queue.schedule(learnt_pace())
+        chunks.append(planned(step)[1])
+        compute(queue, step)
+
+    assert chunks == [("prompt", 20), ("prompt", 20), ("prompt", 20), ("prompt", 10)]
+
+
+def test_beside_decodes_short_prompts_go_in_whole_up_to_half_a_step() -> None:
+    queue = scheduler()
+    queue.add(request("decoding"))
+    run(queue, 1)
+    for name, num_prompt in (("long", 80), ("a", 25), ("b", 20), ("c", 15)):
+        queue.add(request(name, num_prompt=num_prompt))
+
+    step = queue.schedule(learnt_pace())
+
+    assert planned(step) == [("decoding", 1), ("long", 10), ("b", 20), ("c", 15)]
 
 
 def test_a_long_prompt_is_computed_in_chunks_of_the_budget() -> None:
