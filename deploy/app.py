@@ -29,9 +29,9 @@ MAX_QUEUED = 1_024
 LOGGING = LoggingConfig(enable_access_log=False)
 
 
-# Threads of a pool that wait for work spin by default, and take the cores from whoever has some:
-# with a router and two hosts on 2 cores, steps took five times as long (DECISIONS.md, 12).
-ENVIRONMENT = {"GOMP_SPINCOUNT": "1000"}
+# Threads of a pool that wait for work spin for milliseconds by default, and take the cores from
+# whoever has some. A tenth of a millisecond bridges the gaps within a step (DECISIONS.md, 12).
+ENVIRONMENT = {"GOMP_SPINCOUNT": "10000"}
 
 
 def build(settings: Settings) -> Application:
