@@ -19,7 +19,7 @@ from loadtest.results import RESULTS
 CACHE = Path.home() / ".cache" / "mixray" / "bench"
 NUM_CPUS = os.cpu_count() or 1
 # What `mixray serve` gives its routers and expert hosts: see deploy/app.py.
-SPIN_COUNT = "0"
+SPIN_COUNT = "10000"
 PATH_OPTIONS = (
     "--folder",
     "--results",
