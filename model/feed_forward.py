@@ -44,7 +44,8 @@ def swiglu(w1: Tensor, w2: Tensor, w3: Tensor, *, tile_rows: int | None = None) 
     gate_up, down = prepare(w1, w3, tile_rows=tile_rows), prepare(w2, tile_rows=tile_rows)
     panels = None
     if isinstance(gate_up, PanelLinear) and isinstance(down, PanelLinear):
-        panels = Panels(gate_up.few, gate_up.address, down.address, hidden_dim=len(w1))
+        addresses = (gate_up.address, down.address)
+        panels = Panels(gate_up.few, *addresses, len(w1), is_tiled=tile_rows is not None)
     return SwiGLU(gate_up, _gated if tile_rows is None else _gated_by_row, down, panels)
 
 
@@ -53,8 +54,9 @@ def compute_networks(x_RD: Tensor, networks: Iterable[tuple[SwiGLU, int, int]]) 
     y_RD = torch.empty_like(x_RD)
     few: list[tuple[Panels, int, int]] = []
     for network, first, end in networks:
-        if network.panels is not None and end - first <= network.panels.few.max_rows:
-            few.append((network.panels, first, end))
+        tiles = list(network.panels.tiles(first, end)) if network.panels is not None else []
+        if tiles:
+            few += tiles
         else:
             y_RD[first:end] = network(x_RD[first:end])
     if few:

@@ -11,7 +11,7 @@ import os
 import subprocess
 import tempfile
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -83,12 +83,23 @@ class FewRows:
 
 @dataclass(frozen=True, slots=True)
 class Panels:
-    """The addresses of one SwiGLU network's packed weights."""
+    """One SwiGLU network's packed weights: their addresses, and how they are used.
+
+    Attributes:
+        is_tiled: many rows are computed as several times few, so that a row's bits are its own.
+    """
 
     few: FewRows
     gate_up: int
     down: int
     hidden_dim: int
+    is_tiled: bool
+
+    def tiles(self, first: int, end: int) -> Iterator[tuple["Panels", int, int]]:
+        """Part rows `first` to `end` into few each; nothing if there are too many for that."""
+        if self.is_tiled or end - first <= self.few.max_rows:
+            for start in range(first, end, self.few.max_rows):
+                yield self, start, min(start + self.few.max_rows, end)
 
 
 @cache

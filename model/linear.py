@@ -5,7 +5,7 @@ private to PyTorch, so they are tried before they are used, and they are named i
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -54,16 +54,24 @@ class PackedLinear:
 
 @dataclass(frozen=True, slots=True)
 class PanelLinear:
-    """A packed weight that `few_rows.c` can read too, at `address`, for products of few rows."""
+    """A packed weight that `few_rows.c` can read too, at `address`, for products of few rows.
+
+    Attributes:
+        is_tiled: many rows are computed as several times few, so that a row's bits are its own.
+    """
 
     packed: PackedLinear
     few: FewRows
     address: int
     num_outputs: int
+    is_tiled: bool = False
 
     def __call__(self, x_RK: Tensor) -> Tensor:
-        if 0 < len(x_RK) <= self.few.max_rows:
+        max_rows = self.few.max_rows
+        if 0 < len(x_RK) <= max_rows:
             return self.few.linear(x_RK, self.address, self.num_outputs)
+        if self.is_tiled and len(x_RK):
+            return torch.cat([self(tile_RK) for tile_RK in torch.split(x_RK, max_rows)])
         return self.packed(x_RK)
 
 
@@ -75,11 +83,6 @@ class TiledLinear:
     output row depend on its input row alone: not on the other rows, nor on its place among them.
     Up to 32 rows they do not depend on the number of threads either; from 64 on oneDNN may part
     the sum among threads (bfloat16, K = 2048, 2 threads: 8 of 65,536 numbers differ).
-
-    Milliseconds of 14336 x 4096 in bfloat16, 2 cores of Sapphire Rapids:
-
-        rows      1     4    16    64   512
-        no tiles  TODO
     """
 
     linear: Linear
@@ -127,10 +130,8 @@ def prepare(*weights_NK: Tensor, tile_rows: int | None = None, pack: Pack = pack
     Weights on CPU are packed where that works: bfloat16 always, float32 and float16 from 2^20
     numbers on, and whatever is tiled.
 
-    TODO
-
     Args:
-        tile_rows: compute in tiles of this many rows, so that a row's bits are its own.
+        tile_rows: make a row's bits its own, by tiles of this many rows where the kernels need it.
     """
     weight_NK = weights_NK[0] if len(weights_NK) == 1 else torch.cat(weights_NK)
     is_worth_packing = (
@@ -140,7 +141,12 @@ def prepare(*weights_NK: Tensor, tile_rows: int | None = None, pack: Pack = pack
     )
     is_packed = is_worth_packing and weight_NK.is_cpu and _works(pack, weight_NK.dtype)
     linear = pack(weight_NK) if is_packed else DenseLinear(weight_NK)
-    return linear if tile_rows is None else TiledLinear(linear, tile_rows)
+    if tile_rows is None:
+        return linear
+    if isinstance(linear, PanelLinear):
+        # Its sums run in one order for any number of rows, as long as they are few.
+        return replace(linear, is_tiled=True)
+    return TiledLinear(linear, tile_rows)
 
 
 def _works(pack: Pack, dtype: torch.dtype) -> bool:

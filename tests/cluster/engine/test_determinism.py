@@ -23,6 +23,8 @@ from tests.routing.hosts import MemoryCluster
 NUM_TOKENS = 24
 PROMPT = [1, *range(3, 90)]
 MOE = replace(TINY_MOE, dim=96, hidden_dim=200, num_heads=6, num_kv_heads=3)
+# Whole panels, which the compiled products take, where there are any.
+PANELS = replace(TINY_MOE, dim=128, hidden_dim=192, num_heads=8, num_kv_heads=4)
 DENSE = replace(TINY_DENSE, window_tokens=64)
 
 
@@ -126,7 +128,7 @@ def alone(config: ModelConfig, dtype: torch.dtype) -> list[TokenEvent]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("config", [MOE, DENSE], ids=["moe", "windowed dense"])
+@pytest.mark.parametrize("config", [MOE, PANELS, DENSE], ids=["moe", "panels", "dense"])
 @pytest.mark.parametrize(
     "way",
     [
