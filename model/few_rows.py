@@ -105,7 +105,10 @@ class Panels:
 @cache
 def few_rows() -> FewRows | None:
     """Give the compiled functions; None where they cannot be had."""
-    return load(Path.home() / ".cache" / "mixray")
+    try:
+        return load(Path.home() / ".cache" / "mixray")
+    except RuntimeError:  # nobody's home
+        return None
 
 
 def load(folder: Path) -> FewRows | None:
