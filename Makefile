@@ -32,13 +32,13 @@ load: .venv/dev.installed  ## load a server that `make serve` started in another
 	$(BIN)/locust -f loadtest/locustfile.py --headless -u 16 -r 8 -t 30s \
 		--host http://127.0.0.1:8000 $(ARGS)
 
-bench: .venv/bench.installed  ## the machine, mixray and the rivals that are here, side by side
+bench: .venv/dev.installed  ## the machine, mixray and the rivals that are here, side by side
 	$(BIN)/python -m loadtest.bench $(ARGS)
 
-bench-scaling: .venv/bench.installed  ## step time against batch, context and waiting requests
-	GOMP_SPINCOUNT=0 $(BIN)/python -m loadtest.bench.scaling $(ARGS)
+bench-scaling: .venv/dev.installed  ## step time against batch, context and waiting requests
+	GOMP_SPINCOUNT=10000 $(BIN)/python -m loadtest.bench.scaling $(ARGS)
 
-bench-gpu: .venv/bench.installed  ## Mixtral 8x7B's true shapes against the limits of a GPU
+bench-gpu: .venv/dev.installed  ## Mixtral 8x7B's true shapes against the limits of a GPU
 	$(BIN)/python -m loadtest.bench.gpu $(ARGS)
 
 .venv/bin/python:
@@ -52,9 +52,4 @@ bench-gpu: .venv/bench.installed  ## Mixtral 8x7B's true shapes against the limi
 .venv/dev.installed: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "installing mixray and its development tools into .venv (once; some minutes)"
 	$(PIP) -e '.[dev]'
-	@touch $@ .venv/serve.installed
-
-.venv/bench.installed: pyproject.toml constraints.txt | .venv/bin/python
-	@echo "installing mixray and what its benchmarks draw with into .venv (once)"
-	$(PIP) -e '.[bench]'
 	@touch $@ .venv/serve.installed
