@@ -39,14 +39,14 @@ MAX_ROWS_WITH_AMX = 8
 class FewRows:
     """The compiled functions; all tensors are bfloat16 on CPU, with up to `max_rows` rows."""
 
-    library: ctypes.CDLL
+    functions: ctypes.CDLL
     max_rows: int
 
     def linear(self, x_RK: Tensor, address: int, num_outputs: int) -> Tensor:
         """Multiply rows with the weight that lies packed at an address: (R, N)."""
         x_RK = x_RK.contiguous()
         y_RN = x_RK.new_empty(len(x_RK), num_outputs)
-        self.library.few_rows_linear(
+        self.functions.few_rows_linear(
             x_RK.data_ptr(), address, y_RN.data_ptr(), len(x_RK), x_RK.shape[1], num_outputs
         )
         return y_RN
@@ -55,7 +55,7 @@ class FewRows:
         """Normalise rows by their root mean square: (R, D)."""
         x_RD = x_RD.contiguous()
         y_RD = torch.empty_like(x_RD)
-        self.library.few_rows_norm(
+        self.functions.few_rows_norm(
             x_RD.data_ptr(), weight_D.data_ptr(), y_RD.data_ptr(), *x_RD.shape, eps
         )
         return y_RD
@@ -70,7 +70,7 @@ class FewRows:
         parts = array("q")
         for panels, first, end in networks:
             parts.extend((panels.gate_up, panels.down, first, end))
-        self.library.few_rows_swiglu(
+        self.functions.few_rows_swiglu(
             x_RD.data_ptr(),
             parts.buffer_info()[0],
             len(networks),
