@@ -19,6 +19,7 @@ from deploy.loading import showing_loading
 from deploy.settings import Settings
 
 WATCH_PERIOD_S = 1.0
+FAREWELL_S = 3.0
 LOG_FOLDER = "/tmp/ray/session_latest/logs/serve"
 
 
@@ -126,6 +127,9 @@ class Server:
         while APP_NAME in serve.status().applications:
             time.sleep(WATCH_PERIOD_S)
         self._console.print("the application was stopped")
+        # Who stopped it looks once a second whether it is gone, and then leaves the cluster: Ray
+        # ends processes whose cluster goes before they do.
+        time.sleep(FAREWELL_S)
 
     def _take_down(self) -> None:
         """Leave no process of ours behind; a cluster that we joined goes on."""
